@@ -1,0 +1,130 @@
+"""Which skeleton a file holds: by the caller's word, by names in the file, or by the number of joints."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+JOINT_COUNTS = {
+    "coco_17": 17,
+    "posetrack_17": 17,
+    "h36m_17": 17,
+    "mpi_inf_3dhp_17": 17,
+    "openpose_18": 18,
+    "openpose_25": 25,
+    "openpose_25b": 25,
+    "openpose_mpi_15": 15,
+    "posetrack_15": 15,
+    "humaneva_15": 15,
+    "mpii_16": 16,
+    "h36m_16": 16,
+    "halpe_26": 26,
+    "mediapipe_33": 33,
+    "wholebody_133": 133,
+    "openpose_134": 134,
+    "halpe_136": 136,
+    "sapiens_308": 308,
+}
+"""Joint orders that 2D keypoint files come in. A table of its own, so that reading a file need not load torch."""
+
+ALIASES = {"body_25": "openpose_25"}
+
+DETECTOR_DEFAULTS = {17: "coco_17", 16: "mpii_16"}
+"""What a detector means by a number of joints that several skeletons share."""
+
+_PARTS = {21: "a hand", 68: "a face", 70: "a face"}
+
+_COCO_NAMES = (
+    "nose lefteye righteye leftear rightear leftshoulder rightshoulder leftelbow rightelbow leftwrist rightwrist lefthip "
+    "righthip leftknee rightknee leftankle rightankle"
+).split()
+_POSETRACK_NAMES = [_COCO_NAMES[0], "headbottom", "headtop", *_COCO_NAMES[3:]]
+
+_DATASETS = {
+    "coco": "coco_17",
+    "coco_wholebody": "wholebody_133",
+    "halpe26": "halpe_26",
+    "halpe": "halpe_136",
+    "mpii": "mpii_16",
+    "posetrack18": "posetrack_17",
+    "h36m": "h36m_17",
+    "humaneva15": "humaneva_15",
+}
+
+
+def joint_count(skeleton: str) -> tuple[str, int]:
+    """Registry name and number of joints of a skeleton. Raises ValueError for an unknown name."""
+    skeleton = ALIASES.get(skeleton, skeleton)
+    if skeleton in JOINT_COUNTS:
+        return skeleton, JOINT_COUNTS[skeleton]
+    from probpose.skeletons import get_skeleton
+
+    known = get_skeleton(skeleton)
+    return known.name, known.num_joints
+
+
+def skeleton_of_names(names: Sequence[str]) -> str | None:
+    """The skeleton with these joint names in this order (case, spaces, `_` and `-` do not matter), or None."""
+    plain = [re.sub(r"[\s_-]", "", str(name)).lower() for name in names]
+    if plain == _COCO_NAMES:
+        return "coco_17"
+    if plain == _POSETRACK_NAMES:
+        return "posetrack_17"
+    from probpose.skeletons import get_skeleton
+
+    for skeleton, count in JOINT_COUNTS.items():
+        if count == len(plain) and plain == [name.replace("_", "") for name in get_skeleton(skeleton).joint_names]:
+            return skeleton
+    return None
+
+
+def skeleton_of_dataset(name: str) -> str | None:
+    """The skeleton of a data set, by the name MMPose and VideoPose3D give it, or None."""
+    return _DATASETS.get(str(name).lower())
+
+
+def choose_skeleton(
+    count: int,
+    given: str | None,
+    stated: str | None,
+    defaults: dict[int, str],
+    question: str | None,
+    notes: list[str],
+) -> str:
+    """Settle the skeleton of a file with `count` joints.
+
+    Args:
+        count: number of joints in the file.
+        given: the caller's skeleton; wins.
+        stated: the file's own skeleton.
+        defaults: what this kind of file means by a number of joints that several skeletons share.
+        question: why the file's own names cannot be understood, if so; then only `given` can settle it.
+        notes: remarks for the user are added here.
+
+    Raises:
+        ValueError: the count contradicts the name, or fits no skeleton or several.
+    """
+    fitting = [name for name, joints in JOINT_COUNTS.items() if joints == count]
+    if given or stated:
+        name, expected = joint_count(given or stated)
+        if expected != count:
+            looks_like = f" ({' or '.join(fitting)}?)" if fitting else ""
+            raise ValueError(f"expected {expected} joints for skeleton {name!r}, found {count}{looks_like}")
+        if given and stated and joint_count(stated)[0] != name:
+            notes.append(f"skeleton {name} as given; the file says {stated}")
+        return name
+    if question:
+        raise ValueError(f"{question}; pass skeleton=..., for example {' or '.join(fitting) or 'a registered name'}")
+    if count in _PARTS and count not in defaults:
+        raise ValueError(f"expected the joints of a body, found {count}, which is {_PARTS[count]}")
+    if count in defaults or len(fitting) == 1:
+        name = defaults.get(count) or fitting[0]
+        if count == 16:
+            notes.append("16 joints are taken for mpii_16; if they are Human3.6M's, pass skeleton='h36m_16'")
+        return name
+    if fitting:
+        raise ValueError(f"{count} joints fit several skeletons: pass skeleton=... ({', '.join(map(repr, fitting))})")
+    raise ValueError(
+        f"no known 2D skeleton has {count} joints (known counts: {sorted(set(JOINT_COUNTS.values()))}); "
+        "register yours and pass skeleton=..."
+    )

@@ -1,0 +1,22 @@
+"""Cameras, rotations, rigid alignment and root estimation (torch only)."""
+
+from .camera import (
+    Camera,
+    check_image_size,
+    denormalise_screen,
+    h36m_camera,
+    normalise_screen,
+    reexpress_keypoints,
+)
+from .rotation import quaternion_to_matrix, rotation_between_z_and
+
+__all__ = [
+    "Camera",
+    "check_image_size",
+    "denormalise_screen",
+    "h36m_camera",
+    "normalise_screen",
+    "quaternion_to_matrix",
+    "reexpress_keypoints",
+    "rotation_between_z_and",
+]

@@ -1,0 +1,12 @@
+"""Denoisers and lifters, all diffusers `ModelMixin`s with one calling convention."""
+
+from diffusers.models.modeling_utils import ModelMixin  # diffusers finds the loader of a component by this name
+
+from .frame_transformer import FrameTransformerModel
+from .outputs import PoseModelOutput
+
+# A saved pipeline names its components by this public module, so that moving a file never breaks a checkpoint.
+for _public in (FrameTransformerModel, PoseModelOutput):
+    _public.__module__ = __name__
+
+__all__ = ["FrameTransformerModel", "ModelMixin", "PoseModelOutput"]

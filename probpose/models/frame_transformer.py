@@ -1,0 +1,137 @@
+"""FrameTransformer: one token per frame, temporal attention only. The efficient denoiser.
+
+A frame's token holds all joints' 2D positions, confidences and noisy 3D positions, so a window of F frames costs F tokens instead of the
+F × J of a joint-token network. Two exact symmetries of the task are built in rather than learned:
+
+* *viewing direction*: the window is seen through a virtual camera turned towards the person; the 3D output is turned back. Where in
+  the image a person stands then changes nothing but two input numbers.
+* *image scale*: 2D positions enter in units of the person's own extent; that extent is an input number, too.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+from probpose.geometry import rotation_between_z_and
+
+from .embeddings import TimestepEmbedding, rotary_table
+from .layers import TransformerBlock
+from .outputs import PoseModelOutput
+
+
+class FrameTransformerModel(ModelMixin, ConfigMixin):
+    """Denoiser with one token per frame.
+
+    Args:
+        num_frames: window length the model was trained with. Shorter windows are fine, longer ones are not.
+        num_joints: joints J.
+        width, depth, num_attention_heads, mlp_ratio: size of the transformer.
+        drop_path: stochastic depth rate of the last block while training; falls linearly to zero at the first.
+        conditional: whether the model sees 2D keypoints. An unconditional model ignores them (a motion prior).
+        canonical_camera: `[fx, fy, cx, cy]` in screen units of the camera that the keypoints are expressed in (see
+            `probpose.geometry.reexpress_keypoints`).
+        skeleton: joint set of input and output.
+        fps: frame rate of the training windows, or None.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        num_frames: int = 27,
+        num_joints: int = 17,
+        width: int = 256,
+        depth: int = 5,
+        num_attention_heads: int = 4,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+        conditional: bool = True,
+        canonical_camera: tuple[float, float, float, float] = (2.29, 2.29, 0.0, 0.0),
+        skeleton: str = "h36m_17",
+        fps: float | None = None,
+    ):
+        super().__init__()
+        if conditional:
+            # per joint: 2D (2), confidence (1); per window: viewing direction (2), log extent (1)
+            self.keypoint_embedding = nn.Linear(3 * num_joints + 3, width)
+        self.pose_embedding = nn.Linear(3 * num_joints, width)
+        self.time_embedding = TimestepEmbedding(width, width)
+        rates = torch.linspace(0, drop_path, depth).tolist()
+        self.blocks = nn.ModuleList(
+            TransformerBlock(width, num_attention_heads, mlp_ratio, drop_path=rate) for rate in rates
+        )
+        self.norm_out = nn.LayerNorm(width)
+        self.proj_out = nn.Linear(width, 3 * num_joints)
+
+    def forward(
+        self,
+        keypoints_2d: Tensor | None,
+        noisy_pose: Tensor | None = None,
+        timestep: Tensor | int | None = None,
+        confidence: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> PoseModelOutput | tuple[Tensor]:
+        """Predict the clean pose.
+
+        Args:
+            keypoints_2d: `(batch, frames, joints, 2)` in screen units of the canonical camera; None for an unconditional model.
+            noisy_pose: `(batch, frames, joints, 3)` or `(batch, hypotheses, frames, joints, 3)` in metres, root-relative, camera axes.
+            timestep: integer, or `(batch,)`.
+            confidence: `(batch, frames, joints)` in 0..1, 0 = not observed; default all ones.
+
+        Raises:
+            ValueError: missing inputs, or shapes that do not fit the model.
+        """
+        config = self.config
+        if noisy_pose is None or timestep is None:
+            raise ValueError("FrameTransformerModel is a denoiser: noisy_pose and timestep are required")
+        folded = noisy_pose.ndim == 4
+        pose = noisy_pose[:, None] if folded else noisy_pose
+        batch, _, frames, joints, _ = pose.shape
+        if joints != config.num_joints or frames > config.num_frames:
+            raise ValueError(
+                f"noisy_pose must hold {config.num_joints} joints and at most {config.num_frames} frames, got {tuple(noisy_pose.shape)}"
+            )
+        timestep = torch.as_tensor(timestep, device=pose.device).expand(batch)
+        time = self.time_embedding(timestep)[:, None, None]
+
+        if config.conditional:
+            if keypoints_2d is None or keypoints_2d.shape != (batch, frames, joints, 2):
+                got = None if keypoints_2d is None else tuple(keypoints_2d.shape)
+                raise ValueError(f"keypoints_2d must have shape {(batch, frames, joints, 2)}, got {got}")
+            condition, turn = self._embed_keypoints(keypoints_2d, confidence)
+            pose = torch.einsum("bij,bkftj->bkfti", turn.mT, pose)
+            x = self.pose_embedding(pose.flatten(-2)) + (condition[:, None] + time)
+        else:
+            x = self.pose_embedding(pose.flatten(-2)) + time
+
+        shape = x.shape
+        x = x.flatten(0, 1)
+        rotary = rotary_table(frames, config.width // config.num_attention_heads, x.device)
+        for block in self.blocks:
+            x = block(x, rotary)
+        x = self.proj_out(self.norm_out(x)).reshape(*shape[:3], joints, 3)
+        if config.conditional:
+            x = torch.einsum("bij,bkftj->bkfti", turn.to(x.dtype), x)
+        sample = x[:, 0] if folded else x
+        return PoseModelOutput(sample=sample) if return_dict else (sample,)
+
+    def _embed_keypoints(self, keypoints_2d: Tensor, confidence: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Frame embeddings `(batch, frames, width)` and the turn `(batch, 3, 3)` from the virtual to the real camera."""
+        dtype = self.keypoint_embedding.weight.dtype
+        fx, fy, cx, cy = self.config.canonical_camera
+        slopes = (keypoints_2d.float() - keypoints_2d.new_tensor([cx, cy]).float()) / keypoints_2d.new_tensor([fx, fy]).float()
+        weight = torch.ones_like(slopes[..., :1]) if confidence is None else confidence[..., None].float()
+        slopes = torch.where(weight > 0, slopes, 0.0)
+        total = weight.sum((1, 2)).clamp_min(1e-6)
+        direction = (weight * slopes).sum((1, 2)) / total  # (batch, 2)
+        turn = rotation_between_z_and(nn.functional.pad(direction, (0, 1), value=1.0))
+        rays = torch.einsum("bji,bftj->bfti", turn, nn.functional.pad(slopes, (0, 1), value=1.0))
+        local = rays[..., :2] / rays[..., 2:].clamp_min(0.05)
+        extent = ((weight * local**2).sum((1, 2)).sum(-1, keepdim=True) / total).sqrt().clamp_min(1e-4)
+        local = torch.where(weight > 0, local / extent[:, None, None], 0.0).clamp(-10, 10)
+        window = torch.cat([direction, (extent / 0.1).log()], dim=-1)  # a person of 1.7 m at 5 m has an extent near 0.1
+        features = torch.cat([local.flatten(-2), weight.flatten(-2), window[:, None].expand(-1, local.shape[1], -1)], dim=-1)
+        return self.keypoint_embedding(features.to(dtype)), turn.to(dtype)

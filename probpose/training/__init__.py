@@ -1,0 +1,1 @@
+"""Training on 🤗 Accelerate: `probpose train CONFIG.yaml`."""

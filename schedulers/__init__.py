@@ -1,0 +1,10 @@
+"""Noise schedules and samplers, all diffusers `SchedulerMixin`s."""
+
+from diffusers.schedulers.scheduling_utils import SchedulerMixin  # diffusers finds the loader of a component by this name
+
+from .scheduling_d3dp import D3DPScheduler, D3DPSchedulerOutput
+
+for _public in (D3DPScheduler, D3DPSchedulerOutput):
+    _public.__module__ = __name__
+
+__all__ = ["D3DPScheduler", "D3DPSchedulerOutput", "SchedulerMixin"]
