@@ -228,8 +228,8 @@ _define(
     "right_thumb_end right_hand right_hand_end",
     [
         *(-1, 0, 1, 2, 3, 4, 0, 6, 7, 8, 9, 0, 11, 12, 13, 14),
-        *[12, 16, 17, 18, 19, 20, 19, 22],
-        *[12, 24, 25, 26, 27, 28, 27, 30],
+        *(12, 16, 17, 18, 19, 20, 19, 22),
+        *(12, 24, 25, 26, 27, 28, 27, 30),
     ],
     root=0,
 )
@@ -259,8 +259,8 @@ _define(
     "right_ankle left_heel right_heel left_foot_index right_foot_index",
     [
         *(-1, 0, 1, 2, 0, 4, 5, 3, 6, 0, 0),
-        *[0, 0, 11, 12, 13, 14, 15, 16, 15, 16, 15, 16],
-        *[11, 12, 23, 24, 25, 26, 27, 28, 29, 30],
+        *(0, 0, 11, 12, 13, 14, 15, 16, 15, 16, 15, 16),
+        *(11, 12, 23, 24, 25, 26, 27, 28, 29, 30),
     ],
 )
 _define("halpe_26", _HALPE, _HALPE_PARENTS, root=19)
@@ -554,7 +554,7 @@ def _open(array: Array) -> tuple[Tensor, Callable[[Tensor], Array]]:
     if isinstance(array, np.ndarray):
         dtype = array.dtype if array.dtype.kind == "f" else np.dtype(np.float32)
         tensor = torch.from_numpy(array.astype(np.float64 if dtype.itemsize >= 8 else np.float32))
-        return tensor, lambda out: out.numpy().astype(dtype, copy=False)
+        return tensor, lambda out: out.numpy(force=True).astype(dtype, copy=False)
     dtype = array.dtype if array.is_floating_point() else torch.float32
     return array.to(torch.float64 if dtype == torch.float64 else torch.float32), lambda out: out.to(dtype)
 
@@ -673,9 +673,9 @@ def convert_with_confidence(
     """Like [`convert`], for keypoints of which some may be missing.
 
     A source joint counts as observed if its confidence is above `threshold` and its coordinates are finite. A plain
-    mean is taken over its observed contributors, at least one; any other rule needs all of them. People and frames are
-    never dropped: the mask tells what was found. Where a detector writes (0, 0) for a missing joint, its confidence has
-    to be 0 as well.
+    mean is taken over its observed contributors, at least one (so with both hips unseen, the "simple" spine is between
+    the shoulders and the pelvis is not valid); any other rule needs all of them. People and frames are never dropped:
+    the mask tells what was found. Where a detector writes (0, 0) for a missing joint, its confidence has to be 0 too.
 
     Args:
         keypoints: `(..., source joints, channels)`.
@@ -718,7 +718,7 @@ def convert_with_confidence(
     else:
         total = weights.sum(dim=-1)
         reduced = (contributors * weights).sum(dim=-1) / total.masked_fill(total == 0, 1)
-    found = mask.numpy() if isinstance(keypoints, np.ndarray) else mask
+    found = mask.numpy(force=True) if isinstance(keypoints, np.ndarray) else mask
     return restore(out.masked_fill(~mask[..., None], torch.nan)), restore_trust(reduced.masked_fill(~mask, 0)), found
 
 

@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -180,7 +182,7 @@ def clips_to_npz(
     names = [clip.name for clip in clips]
     if not clips:
         raise ValueError("clips_to_npz needs at least one clip")
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
         raise ValueError(f"clips must have different names, repeated: {', '.join(repeated)}")
     if len(rates := {clip.fps for clip in clips}) > 1:
         raise ValueError(f"clips must have one frame rate, got {sorted(rates)}; resample them first")
@@ -265,7 +267,7 @@ def _trunk(parents: tuple[int, ...], bones: np.ndarray, index: dict[str, int]) -
     line = ancestors(head)
     # A figure may hang pelvis and back from one root; then the whole line down to it is the trunk.
     line = line[: line.index(index["hip"]) + 1] if index["hip"] in line else line
-    neck = next((parents[joint] for joint in line[:-1] if bones[joint] > 0.01 * bones.max()), parents[head])
+    neck = next((parents[joint] for joint in line[:-1] if bones[joint] > 0.01 * bones.max()), index["hip"])
 
     shared = set(ancestors(index["lshoulder"])) & set(ancestors(index["rshoulder"]))
     upward = line[::-1]
@@ -281,9 +283,7 @@ def _trunk(parents: tuple[int, ...], bones: np.ndarray, index: dict[str, int]) -
 def _guess_unit(joints: np.ndarray, index: dict[str, int], path: Path) -> str:
     """The unit in which the bones from ankle to head joint are those of a person; no two units fit the same figure."""
     chain = ("rankle", "rknee", "rhip"), ("hip", "spine", "nose")
-    steps = [
-        (joints[:, index[a]] - joints[:, index[b]]) for line in chain for a, b in zip(line, line[1:], strict=False)
-    ]
+    steps = [joints[:, index[a]] - joints[:, index[b]] for line in chain for a, b in pairwise(line)]
     height = _HEIGHT_PER_CHAIN * sum(np.linalg.norm(step, axis=-1).mean() for step in steps)
     for unit, metres in UNITS.items():
         if _HEIGHTS[0] <= height * metres <= _HEIGHTS[1]:

@@ -1,5 +1,6 @@
 """A page to turn, play and question: one offline HTML file per person, Plotly included."""
 
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -89,18 +90,324 @@ def write_html(
 
     observed = None
     if keypoints_2d is not None:
-        observed = tuple(values[shown] for values in as_keypoints(keypoints_2d, confidence, *uncertainty.shape))
-    hypotheses, pose = upright(hypotheses[:, shown], up), upright(pose[shown], up)
-    hypotheses, pose = _place(hypotheses, pose, None if root is None else upright(as_array(root, "root", (frames, 3))[shown], up))
-    changing = _Traces(described, hypotheses, pose, 1000 * uncertainty[shown], observed)
-    notes = [f"{len(hypotheses)} of {total} hypotheses"] if total > len(hypotheses) else [f"K = {total}"]
+        points, trust = as_keypoints(keypoints_2d, confidence, *uncertainty.shape)
+        observed = points[shown], trust[shown]
+    if root is not None:
+        root = upright(as_array(root, "root", (frames, 3))[shown], up)
+    hypotheses, pose = _place(upright(hypotheses[:, shown], up), upright(pose[shown], up), root)
+
+    parts = [_hypotheses_traces(described, hypotheses), _pose_traces(described, pose, 1000 * uncertainty[shown])]
+    notes = f"{len(hypotheses)} of {total} hypotheses" if total > len(hypotheses) else f"{total} hypotheses"
     if stride > 1:
-        notes.append(f"every {stride}th frame ({len(shown)} of {frames})")
-    figure = {
-        "data": [*changing.at(0, whole=True), *_floor(pose)],
+        notes += f", every {stride}th frame ({len(shown)} of {frames})"
+    ranges = _ranges(hypotheses, pose)
+    layout = _layout(f"<b>{title}</b><br><sub>{notes}</sub>", ranges, beside=observed is not None)
+    layout |= _player(shown, fps, stride)
+    if observed is not None:
+        parts.append(_input_traces(described, *observed))
+        layout |= _panel(observed[0])
+
+    styles = [style for part, _ in parts for style in part]
+    states = [[state for part in moment for state in part] for moment in zip(*(part for _, part in parts))]
+    page = {
+        "data": [_merge(style, state) for style, state in zip(styles, states[0])] + _floor(ranges),
         "frames": [
-            {"name": str(frame), "data": changing.at(index), "traces": list(range(changing.count))}
-            for index, frame in enumerate(shown)
+            {"name": str(frame), "data": state, "traces": list(range(len(styles)))}
+            for frame, state in zip(shown, states)
         ],
-        "layout": _layout(f"<b>{title}</b>   <sub>{', '.join(notes)}</sub>", hypotheses, pose, observed, shown, fps, stride),
+        "layout": layout,
+    }
+    # The figure is plain dictionaries: checking hundreds of frames against Plotly's schema would take seconds.
+    options = {"displaylogo": False, "responsive": True}
+    head = f"<head><title>{escape(title)}</title><style>body {{ margin: 0; height: 100vh }}</style>"
+    with replacing(path, overwrite) as unfinished:
+        text = to_html(page, config=options, auto_play=False, include_plotlyjs=True, validate=False)
+        unfinished.write_text(text.replace("<head>", head, 1), encoding="utf-8")
+    return path
+
+
+def _place(hypotheses: np.ndarray, pose: np.ndarray, root: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Moves display axes `(…, frames, joints, 3)` so that height 0 is the floor."""
+    if root is None:
+        shift = pose[..., 2].min(axis=-1)[:, None] * [0.0, 0.0, -1.0]
+    else:
+        shift = root + (pose[..., 2] + root[:, 2, None]).min() * np.array([0.0, 0.0, -1.0])
+    return hypotheses + shift[:, None], pose + shift[:, None]
+
+
+def _numbers(values: np.ndarray, digits: int) -> list[Any]:
+    """Rounded numbers for JSON, `None` for NaN: Plotly lifts its pen there."""
+    rounded = np.round(values, digits).astype(object)
+    rounded[np.isnan(values)] = None
+    return rounded.tolist()
+
+
+def _stroke(skeleton: Skeleton, *sides: str) -> np.ndarray:
+    """Joint indices along the limbs of `sides`, with -1 where the pen is lifted."""
+    return np.array([joint for side, limb in limbs(skeleton) if side in sides for joint in (*limb, -1)], dtype=int)
+
+
+def _along(points: np.ndarray, stroke: np.ndarray) -> np.ndarray:
+    """Points `(…, joints, axes)` in the order of a stroke, `(…, len(stroke), axes)`, NaN where the pen is lifted."""
+    return np.where((stroke < 0)[:, None], np.nan, points[..., stroke, :])
+
+
+def _coordinates(points: np.ndarray, digits: int) -> dict[str, list[Any]]:
+    return {axis: _numbers(points[..., index].ravel(), digits) for index, axis in enumerate("xyz"[: points.shape[-1]])}
+
+
+def _merge(style: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
+    """A whole trace from what stays and what changes; markers have some of both."""
+    whole = {**style, **state}
+    if "marker" in style:
+        whole["marker"] = {**style["marker"], **state.get("marker", {})}
+    return whole
+
+
+# What stays of some traces, and for every frame what changes of them.
+Traces = tuple[list[dict[str, Any]], list[list[dict[str, Any]]]]
+
+
+def _hypotheses_traces(skeleton: Skeleton, hypotheses: np.ndarray) -> Traces:
+    """All hypotheses as one trace, coloured by the side of the body at each point."""
+    stroke = _stroke(skeleton, *SIDES)
+    owners = [SIDES.index(side) for side, limb in limbs(skeleton) for _ in (*limb, -1)]
+    style = {
+        "type": "scatter3d",
+        "mode": "lines",
+        "name": "hypotheses",
+        "hoverinfo": "skip",
+        "opacity": 0.3,
+        "line": {
+            "width": 2,
+            "color": owners * len(hypotheses),
+            "colorscale": [[index / 2, COLOURS[side]] for index, side in enumerate(SIDES)],
+            "cmin": 0,
+            "cmax": 2,
+        },
+    }
+    lines = _along(hypotheses, stroke).swapaxes(0, 1)
+    return [style], [[_coordinates(frame, 3)] for frame in lines]
+
+
+def _pose_traces(skeleton: Skeleton, pose: np.ndarray, millimetres: np.ndarray) -> Traces:
+    """The aggregated pose, one trace per side, and a marker per joint that tells its uncertainty."""
+    largest = max(10.0, millimetres.max())
+    styles = [
+        {
+            "type": "scatter3d",
+            "mode": "lines",
+            "name": LABELS[side],
+            "legendgroup": "pose",
+            "hoverinfo": "skip",
+            "line": {"width": 9, "color": COLOURS[side]},
+        }
+        for side in SIDES
+    ]
+    styles.append(
+        {
+            "type": "scatter3d",
+            "mode": "markers",
+            "name": "uncertainty",
+            "text": [name.replace("_", " ") for name in skeleton.joint_names],
+            "hovertemplate": "<b>%{text}</b><br>uncertainty %{marker.color:.0f} mm<extra></extra>",
+            "marker": {
+                # Opaque: WebGL blends the floor over anything translucent.
+                "opacity": 1,
+                "line": {"width": 1, "color": "white"},
+                "colorscale": "Cividis",
+                "reversescale": True,
+                "cmin": 0,
+                "cmax": round(largest, 1),
+                "colorbar": {
+                    "title": {"text": "uncertainty (mm)", "side": "right"},
+                    "thickness": 12,
+                    "len": 0.5,
+                    "x": 0,
+                },
+            },
+        }
+    )
+    states = [
+        [
+            *(_coordinates(_along(joints, _stroke(skeleton, side)), 3) for side in SIDES),
+            {
+                **_coordinates(joints, 3),
+                "marker": {"size": _numbers(6 + 20 * radii / largest, 1), "color": _numbers(radii, 1)},
+            },
+        ]
+        for joints, radii in zip(pose, millimetres)
+    ]
+    return styles, states
+
+
+def _input_traces(skeleton: Skeleton, points: np.ndarray, confidence: np.ndarray) -> Traces:
+    """The 2D input: limbs per side and a marker per joint, pale where the confidence is low."""
+    styles = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "hoverinfo": "skip",
+            "showlegend": False,
+            "line": {"width": 3, "color": COLOURS[side]},
+        }
+        for side in SIDES
+    ]
+    styles.append(
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "showlegend": False,
+            "text": [name.replace("_", " ") for name in skeleton.joint_names],
+            "hovertemplate": "<b>%{text}</b><br>%{x:.0f}, %{y:.0f} px<extra></extra>",
+            "marker": {
+                "size": 8,
+                "color": [COLOURS[side_of(skeleton, joint)] for joint in range(skeleton.num_joints)],
+                "line": {"width": 1, "color": "white"},
+            },
+        }
+    )
+    states = [
+        [
+            *(_coordinates(_along(joints, _stroke(skeleton, side)), 1) for side in SIDES),
+            {**_coordinates(joints, 1), "marker": {"opacity": _numbers(0.2 + 0.8 * trust, 2)}},
+        ]
+        for joints, trust in zip(points, confidence)
+    ]
+    return styles, states
+
+
+def _ranges(hypotheses: np.ndarray, pose: np.ndarray) -> np.ndarray:
+    """Fixed axis ranges `(3, 2)` in metres that hold the whole clip, with room to see the floor."""
+    drawn = np.concatenate([hypotheses, pose[None]]).reshape(-1, 3)
+    low, high = drawn.min(axis=0) - 0.15, drawn.max(axis=0) + 0.15
+    widen = np.maximum(0, 1.5 - (high - low)[:2]) / 2
+    low[:2], high[:2] = low[:2] - widen, high[:2] + widen
+    return np.stack([low, high], axis=-1)
+
+
+def _floor(ranges: np.ndarray) -> list[dict[str, Any]]:
+    """A plane at height 0 with a line every half metre."""
+    (left, right), (near, far), _ = ranges
+    lines = [[[x, near], [x, far], [np.nan] * 2] for x in np.arange(np.ceil(2 * left), 2 * right) / 2]
+    lines += [[[left, y], [right, y], [np.nan] * 2] for y in np.arange(np.ceil(2 * near), 2 * far) / 2]
+    grid = np.array(lines).reshape(-1, 2)
+    plane = {
+        "type": "mesh3d",
+        **_coordinates(np.array([[left, near, 0], [right, near, 0], [right, far, 0], [left, far, 0]]), 3),
+        "i": [0, 0],
+        "j": [1, 2],
+        "k": [2, 3],
+        "color": "#BDBDBD",
+        "opacity": 0.25,
+        "hoverinfo": "skip",
+    }
+    mesh = {
+        "type": "scatter3d",
+        "mode": "lines",
+        **_coordinates(grid, 3),
+        "z": [0] * len(grid),
+        "line": {"width": 1, "color": "#BDBDBD"},
+        "hoverinfo": "skip",
+        "showlegend": False,
+    }
+    return [plane, mesh]
+
+
+def _layout(title: str, ranges: np.ndarray, beside: bool) -> dict[str, Any]:
+    """Axes that stay put and a first view from in front and a little to the right; room `beside` for the 2D panel."""
+    span = np.ptp(ranges, axis=1)
+    azimuth, elevation, distance = np.deg2rad(25), np.deg2rad(12), 1.62
+    forward = np.array([-np.sin(azimuth) * np.cos(elevation), np.cos(azimuth) * np.cos(elevation), -np.sin(elevation)])
+    axis = {"showbackground": False, "showgrid": False, "zeroline": False, "showspikes": False, "color": "#8A8A8A"}
+    axes = {
+        f"{name}axis": {**axis, "range": _numbers(limits, 3), "title": {"text": label}, "nticks": 5}
+        for name, limits, label in zip("xyz", ranges, ("right (m)", "depth (m)", "height (m)"))
+    }
+    return {
+        "title": {"text": title, "x": 0.015, "xanchor": "left", "y": 0.97, "yanchor": "top"},
+        "font": {"family": "Inter, Helvetica, Arial, sans-serif", "color": INK},
+        "paper_bgcolor": "white",
+        "plot_bgcolor": PAPER,
+        "margin": {"l": 20, "r": 20, "t": 72, "b": 30},
+        "legend": {"x": 0, "y": 1, "yanchor": "top", "bgcolor": "rgba(255, 255, 255, 0.6)"},
+        "hoverlabel": {"bgcolor": "white", "font": {"color": INK}},
+        "scene": {
+            **axes,
+            "domain": {"x": [0.1, 0.68 if beside else 1], "y": [0, 1]},
+            "aspectmode": "manual",
+            "aspectratio": dict(zip("xyz", (span / span.max()).tolist())),
+            "camera": {
+                "eye": dict(zip("xyz", (-distance * forward).tolist())),
+                "center": {"x": 0, "y": 0, "z": -0.06},
+                "up": {"x": 0, "y": 0, "z": 1},
+            },
+            "dragmode": "turntable",
+        },
+    }
+
+
+def _panel(points: np.ndarray) -> dict[str, Any]:
+    """Axes of the 2D input: pixels, y down, wide enough for the whole clip."""
+    seen = points[np.isfinite(points).all(axis=-1)]
+    low, high = (seen.min(axis=0), seen.max(axis=0)) if len(seen) else (np.zeros(2), np.ones(2))
+    margin = 0.08 * (high - low).max() + 1
+    axis = {
+        "showgrid": False,
+        "zeroline": False,
+        "showline": True,
+        "mirror": True,
+        "linecolor": FAINT,
+        "constrain": "domain",
+    }
+    across, down = [low[0] - margin, high[0] + margin], [high[1] + margin, low[1] - margin]
+    return {
+        "xaxis": {**axis, "domain": [0.72, 1], "range": across, "title": {"text": "2D input (pixels)"}},
+        "yaxis": {**axis, "domain": [0.05, 0.95], "range": down, "scaleanchor": "x"},
+    }
+
+
+def _player(shown: np.ndarray, fps: float | None, stride: int) -> dict[str, Any]:
+    """Play and pause buttons and a slider over the frames."""
+    jump = {"mode": "immediate", "transition": {"duration": 0}}
+    play = {**jump, "fromcurrent": True, "frame": {"duration": 1000 * stride / (fps or 30), "redraw": True}}
+    stop = {**jump, "frame": {"duration": 0, "redraw": False}}
+    seek = {**jump, "frame": {"duration": 0, "redraw": True}}
+    steps = [
+        {
+            "label": str(frame) if fps is None else f"{frame} ({frame / fps:.2f} s)",
+            "method": "animate",
+            "args": [[str(frame)], seek],
+        }
+        for frame in shown
+    ]
+    buttons = [
+        {"label": "▶ play", "method": "animate", "args": [None, play]},
+        {"label": "❚❚ pause", "method": "animate", "args": [[None], stop]},
+    ]
+    return {
+        "updatemenus": [
+            {
+                "type": "buttons",
+                "direction": "left",
+                "showactive": False,
+                "buttons": buttons,
+                "x": 0,
+                "y": 0,
+                "xanchor": "left",
+                "yanchor": "top",
+                "pad": {"t": 30},
+            }
+        ],
+        "sliders": [
+            {
+                "steps": steps,
+                "x": 0.14,
+                "len": 0.86,
+                "y": 0,
+                "pad": {"t": 20},
+                "currentvalue": {"prefix": "frame ", "font": {"size": 13}},
+                "transition": {"duration": 0},
+            }
+        ],
     }

@@ -119,7 +119,9 @@ def _frame_numbers(labels: Iterable[int | str], notes: list[str]) -> dict[int | 
     labels = list(labels)
     numbers = {label: sequence_number(label) if isinstance(label, str) else int(label) for label in labels}
     if None in numbers.values():
-        natural = sorted(labels, key=lambda name: [(int(t), "") if t.isdigit() else (-1, t) for t in re.split(r"(\d+)", str(name))])
+        natural = sorted(
+            labels, key=lambda name: [(int(t), "") if t.isdigit() else (-1, t) for t in re.split(r"(\d+)", str(name))]
+        )
         notes.append("some frame names hold no number: the frames are taken in the order of their names")
         return {label: place for place, label in enumerate(natural)}
     shared = [number for number, count in Counter(numbers.values()).items() if count > 1]
@@ -300,7 +302,9 @@ def to_tracks(
         notes.append(f"frame numbers start at {found.first_frame} in the file, at 0 here")
     stride = _stride(everyone)
     if stride > 1:
-        notes.append(f"every {stride}th frame was processed: frame i is frame {stride} i + {everyone[0] % stride} of the video")
+        notes.append(
+            f"every {stride}th frame was processed: frame i is frame {stride} i + {everyone[0] % stride} of the video"
+        )
         frame = frame // stride
         fps = fps / stride if fps else None
 
@@ -310,7 +314,9 @@ def to_tracks(
     if not len(frame):
         warnings.warn(f"{source['path']}: no person in any of {len(found.labels)} frames", stacklevel=4)
         return []
-    score = np.array([np.nan if found.score[i] is None else found.score[i] for i in np.asarray(present)[keep]], dtype=np.float64)
+    score = np.array(
+        [np.nan if found.score[i] is None else found.score[i] for i in np.asarray(present)[keep]], dtype=np.float64
+    )
     score = np.where(np.isnan(score), confidence.mean(1), score)
     identity = _identities([ids[i] for i in keep], frame, score, notes)
     unknown = identity < 0
@@ -327,7 +333,9 @@ def to_tracks(
     return tracks
 
 
-def _distinct(frame: np.ndarray, table: np.ndarray, ids: list[Hashable], seen: np.ndarray, notes: list[str]) -> np.ndarray:
+def _distinct(
+    frame: np.ndarray, table: np.ndarray, ids: list[Hashable], seen: np.ndarray, notes: list[str]
+) -> np.ndarray:
     """Indices of the people to keep: each once per frame, and only those with a joint at all."""
     first: dict[tuple, int] = {}
     for index in np.flatnonzero(seen).tolist():
