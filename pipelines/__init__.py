@@ -1,10 +1,10 @@
 """Pipelines: 2D keypoints in, hypotheses, aggregated pose and uncertainty out."""
 
-from .pipeline_d3dp import D3DPPipeline
+from .pipeline_d3dp import D3DPPipeline, SamplerSettings
 from .pipeline_output import ProbPosePipelineOutput
 from .pipeline_probpose import ProbPosePipeline
 
-for _public in (D3DPPipeline, ProbPosePipeline, ProbPosePipelineOutput):
+for _public in (D3DPPipeline, ProbPosePipeline, ProbPosePipelineOutput, SamplerSettings):
     _public.__module__ = __name__
 
-__all__ = ["D3DPPipeline", "ProbPosePipeline", "ProbPosePipelineOutput"]
+__all__ = ["D3DPPipeline", "ProbPosePipeline", "ProbPosePipelineOutput", "SamplerSettings"]

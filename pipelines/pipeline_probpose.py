@@ -1,2 +1,300 @@
+"""The common ground of all pipelines: loading, input checks, cameras, skeletons, aggregation."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
 from diffusers import DiffusionPipeline
-class ProbPosePipeline(DiffusionPipeline): ...
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from probpose.aggregation import Aggregator, get_aggregator
+from probpose.geometry import Camera, check_image_size, estimate_root, normalise_screen, reexpress_keypoints
+from probpose.skeletons import convert_with_confidence, get_skeleton
+
+from .pipeline_output import ProbPosePipelineOutput
+
+
+@dataclass
+class PreparedInputs:
+    """Checked inputs, always batched.
+
+    Args:
+        keypoints_2d: `(batch, frames, joints, 2)` pixels in the model's skeleton, NaN = not observed.
+        confidence: `(batch, frames, joints)`, 0 where not observed.
+        network_2d: `(batch, frames, joints, 2)` keypoints as the network sees them; finite, unobserved joints are filled in.
+        camera: the camera given or guessed.
+        root: the root trajectory given `(batch, frames, 3)`, or None.
+        batched: whether the caller's input had a batch axis.
+    """
+
+    keypoints_2d: Tensor
+    confidence: Tensor
+    network_2d: Tensor
+    camera: Camera
+    root: Tensor | None
+    batched: bool
+
+
+class ProbPosePipeline(DiffusionPipeline):
+    """Base class. `ProbPosePipeline.from_pretrained` returns the pipeline class that the saved folder names.
+
+    A subclass registers a `denoiser` and implements `__call__` out of the steps below: `prepare_inputs`, its own sampling,
+    `finish`.
+    """
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> ProbPosePipeline:
+        """Load a pipeline from a local folder or a Hub id.
+
+        Args:
+            pretrained_model_name_or_path: folder with a `model_index.json`, or a Hub id.
+            torch_dtype: weights are converted to it; default float32.
+            **kwargs: as for `diffusers.DiffusionPipeline.from_pretrained` (revision, cache_dir, local_files_only, …).
+
+        Raises:
+            FileNotFoundError: a local folder or one of its parts is missing.
+            ValueError: not a probpose pipeline, or a damaged weight file.
+        """
+        import probpose.pipelines as public
+
+        path = Path(pretrained_model_name_or_path)
+        if path.is_dir():
+            _check_folder(path)
+        elif path.exists() or str(pretrained_model_name_or_path).count("/") != 1 or str(path).startswith((".", "/", "~")):
+            raise FileNotFoundError(f"no model folder at {path} (a Hub id looks like 'user/model')")
+        kwargs.setdefault("torch_dtype", torch.float32)
+        if cls is not ProbPosePipeline:
+            return super().from_pretrained(str(pretrained_model_name_or_path), **kwargs)
+        hub_arguments = ("cache_dir", "force_download", "proxies", "token", "local_files_only", "revision")
+        index = cls.load_config(str(pretrained_model_name_or_path), **{k: kwargs[k] for k in hub_arguments if k in kwargs})
+        name = index.get("_class_name")
+        target = getattr(public, name, None) if name in public.__all__ else None
+        if target is None or target is ProbPosePipeline or not issubclass(target, ProbPosePipeline):
+            known = sorted(n for n in public.__all__ if n.endswith("Pipeline") and n != "ProbPosePipeline")
+            raise ValueError(f"{pretrained_model_name_or_path} holds a {name!r}, which is no probpose pipeline; known: {known}")
+        return target.from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @property
+    def skeleton(self) -> str:
+        """Joint set of the output."""
+        return self.denoiser.config.skeleton
+
+    @property
+    def input_skeleton(self) -> str:
+        """Joint set that the network reads; the output's unless the model was trained otherwise."""
+        return self.denoiser.config.get("input_skeleton") or self.skeleton
+
+    def prepare_inputs(
+        self,
+        keypoints_2d: Any,
+        confidence: Any = None,
+        image_size: tuple[int, int] | None = None,
+        camera: Camera | None = None,
+        skeleton: str | None = None,
+        conversion: str | None = None,
+        root: Any = None,
+    ) -> PreparedInputs:
+        """Check everything the caller gave and bring it into the network's units. See `D3DPPipeline.__call__` for the arguments."""
+        keypoints, batched = _as_keypoints(keypoints_2d, self.device)
+        source = get_skeleton(skeleton or self.input_skeleton)
+        batch, frames, joints, _ = keypoints.shape
+        if joints != source.num_joints:
+            raise ValueError(
+                f"skeleton {source.name!r} has {source.num_joints} joints, but keypoints_2d has shape {tuple(np.shape(keypoints_2d))}; "
+                "pass the skeleton your detector produces, e.g. skeleton='coco_17'"
+            )
+        confidence = self._check_confidence(confidence, keypoints, batched)
+        camera, image_size = self._check_camera(camera, image_size, batch)
+        self._check_pixels(keypoints, confidence, image_size)
+        if source.name != self.input_skeleton:
+            keypoints, confidence, _ = convert_with_confidence(
+                keypoints, confidence, source.name, self.input_skeleton, method=conversion
+            )
+            hidden = list(self.config.get("hidden_when_converted") or ())
+            confidence[..., hidden] = 0
+        elif conversion is not None:
+            raise ValueError(f"conversion={conversion!r} was given, but the keypoints already are {source.name!r}")
+        keypoints = torch.where((confidence > 0)[..., None], keypoints, torch.nan)
+        empty = (~(confidence > 0).any(-1).any(-1)).nonzero().flatten().tolist()
+        if empty:
+            raise ValueError(f"clip {empty[0]} of the batch has no observed keypoint (all NaN or zero confidence)")
+        if root is not None:
+            root = self._check_root(root, batch, frames, batched)
+        canonical = self.denoiser.config.get("canonical_camera")
+        if canonical is None:
+            network_2d = normalise_screen(keypoints, image_size)
+        else:
+            fx, fy, cx, cy = canonical
+            network_2d = reexpress_keypoints(keypoints, camera, Camera((fx, fy), (cx, cy)))
+        return PreparedInputs(keypoints, confidence, _fill_missing(network_2d), camera, root, batched)
+
+    def finish(
+        self,
+        hypotheses: Tensor,
+        inputs: PreparedInputs,
+        aggregator: Aggregator | None,
+        fps: float = 30.0,
+        output_type: str = "pt",
+        return_dict: bool = True,
+    ) -> ProbPosePipelineOutput | tuple:
+        """Aggregate, estimate the root and hand out tensors or arrays, with or without the batch axis."""
+        root_index = get_skeleton(self.skeleton).root or 0
+        hypotheses = hypotheses - hypotheses[..., root_index : root_index + 1, :] if self._root_is_free else hypotheses
+        pose = uncertainty = None
+        root, comparable = inputs.root, self.input_skeleton == self.skeleton
+        if aggregator is not None:
+            if getattr(aggregator, "needs_camera", False) and not comparable:
+                raise ValueError(
+                    f"{type(aggregator).__name__} compares reprojections with the keypoints, but this model reads {self.input_skeleton} "
+                    f"and produces {self.skeleton}: use aggregation='mean'"
+                )
+            out = aggregator(hypotheses, inputs.keypoints_2d, inputs.camera, root, inputs.confidence, fps)
+            pose, uncertainty = out.pose, out.uncertainty
+        if root is None and comparable:
+            centre = pose if pose is not None else hypotheses.mean(1)
+            root = estimate_root(centre, inputs.keypoints_2d, inputs.camera, inputs.confidence, fps=fps)
+        values = [hypotheses, pose, uncertainty, root]
+        if not inputs.batched:
+            values = [None if v is None else v[0] for v in values]
+        if output_type == "np":
+            values = [None if v is None else v.cpu().numpy() for v in values]
+        if not return_dict:
+            return (*values, inputs.camera)
+        return ProbPosePipelineOutput(*values, camera=inputs.camera)
+
+    _root_is_free = True  # whether the network leaves the root joint unconstrained
+
+    def _check_confidence(self, confidence: Any, keypoints: Tensor, batched: bool) -> Tensor:
+        observed = torch.isfinite(keypoints).all(-1)
+        if confidence is None:
+            return observed.float()
+        confidence = torch.as_tensor(confidence).to(keypoints)
+        if not batched:
+            confidence = confidence[None]
+        if confidence.shape != keypoints.shape[:-1]:
+            raise ValueError(f"confidence must have the shape of keypoints_2d without its last axis, got {tuple(confidence.shape)}")
+        confidence = torch.nan_to_num(confidence, nan=0.0)
+        if (confidence < 0).any() or (confidence > 1).any():
+            low, high = confidence.min().item(), confidence.max().item()
+            raise ValueError(f"confidence must lie in 0..1, got values from {low:.3g} to {high:.3g}")
+        return torch.where(observed, confidence, 0.0)
+
+    def _check_camera(
+        self, camera: Camera | None, image_size: Any, batch: int
+    ) -> tuple[Camera, tuple[int, int] | None]:
+        if image_size is not None:
+            image_size = check_image_size(image_size)
+        if camera is None:
+            if image_size is None:
+                raise ValueError("pass image_size=(width, height) in pixels, or camera=Camera(...)")
+            return Camera.from_image_size(*image_size).to(self.device), image_size
+        if not isinstance(camera, Camera):
+            raise ValueError(f"camera must be a probpose.geometry.Camera, got {type(camera).__name__}")
+        leading = camera.focal.shape[:-1]
+        if leading not in ((), (1,), (batch,)):
+            raise ValueError(f"camera must be one camera or one per clip ({batch}), got parameters of shape {tuple(camera.focal.shape)}")
+        image_size = image_size or camera.image_size
+        if image_size is None and self.denoiser.config.get("canonical_camera") is None:
+            raise ValueError("this model normalises by the image width: pass image_size=(width, height), or a camera that has it")
+        return camera.to(self.device), image_size
+
+    @staticmethod
+    def _check_pixels(keypoints: Tensor, confidence: Tensor, image_size: tuple[int, int] | None) -> None:
+        values = keypoints[confidence > 0]
+        if image_size is not None and min(image_size) > 16 and values.numel() and values.abs().max() <= 2:
+            raise ValueError(
+                f"keypoints_2d must be in pixels of the {image_size[0]}x{image_size[1]} image, but no coordinate exceeds "
+                f"{values.abs().max().item():.3g}: they look normalised already"
+            )
+
+    @staticmethod
+    def _check_root(root: Any, batch: int, frames: int, batched: bool) -> Tensor:
+        root = torch.as_tensor(root, dtype=torch.float32)
+        if not batched:
+            root = root[None]
+        if root.shape == (batch, frames, 1, 3):
+            root = root[:, :, 0]
+        if root.shape != (batch, frames, 3):
+            raise ValueError(f"root must have shape {(batch, frames, 3)}, got {tuple(root.shape)}")
+        if not torch.isfinite(root).all():
+            raise ValueError("root must be finite")
+        if (root[..., 2] <= 0).any():
+            raise ValueError(
+                f"root must lie in front of the camera (z > 0 metres), but its smallest z is {root[..., 2].min().item():.3g}"
+            )
+        return root
+
+
+def _as_keypoints(value: Any, device: torch.device) -> tuple[Tensor, bool]:
+    try:
+        keypoints = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"keypoints_2d must be a numeric array (batch, frames, joints, 2): {error}") from None
+    if keypoints.ndim not in (3, 4) or keypoints.shape[-1] != 2:
+        hint = "; pass confidences separately" if keypoints.ndim in (3, 4) and keypoints.shape[-1] == 3 else ""
+        raise ValueError(f"keypoints_2d must have shape ([batch,] frames, joints, 2), got {tuple(keypoints.shape)}{hint}")
+    if keypoints.is_complex() or keypoints.dtype == torch.bool:
+        raise ValueError(f"keypoints_2d must hold real numbers, got {keypoints.dtype}")
+    for axis, name in ((0, "frames" if keypoints.ndim == 3 else "clips"), (-3, "frames")):
+        if keypoints.shape[axis] == 0:
+            raise ValueError(f"keypoints_2d has no {name}: shape {tuple(keypoints.shape)}")
+    keypoints = keypoints.to(device=device, dtype=torch.float32)
+    if torch.isinf(keypoints).any():
+        where = torch.isinf(keypoints).nonzero()[0].tolist()
+        raise ValueError(f"keypoints_2d holds an infinite value at index {where}; mark missing joints with NaN")
+    batched = keypoints.ndim == 4
+    return (keypoints if batched else keypoints[None]), batched
+
+
+def _fill_missing(keypoints: Tensor) -> Tensor:
+    """Replace NaN: in time by the nearest observed frame of the joint, else by the mean of the frame's, else of the clip's joints.
+
+    Networks that read confidences ignore these values; those that do not get something plausible.
+    """
+    missing = torch.isnan(keypoints).any(-1)
+    if not missing.any():
+        return keypoints
+    frames = torch.arange(keypoints.shape[1], device=keypoints.device)[None, :, None].expand_as(missing)
+    before = torch.where(missing, -1, frames).cummax(dim=1).values
+    after = torch.where(missing, len(frames[0]) * 4, frames).flip(1).cummin(dim=1).values.flip(1)
+    nearest = torch.where((frames - before <= after - frames) & (before >= 0), before, after)
+    never = nearest >= keypoints.shape[1]
+    nearest = nearest.clamp(0, keypoints.shape[1] - 1)
+    filled = keypoints.gather(1, nearest[..., None].expand_as(keypoints))
+    frame_mean = filled.masked_fill(never[..., None], torch.nan).nanmean(dim=2, keepdim=True)
+    return torch.where(never[..., None], frame_mean, filled)
+
+
+def _check_folder(folder: Path) -> None:
+    """Name what is missing or damaged in a local pipeline folder before diffusers meets it."""
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise FileNotFoundError(f"{folder} is no pipeline folder: it has no model_index.json")
+    try:
+        content = json.loads(index.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{index} is damaged: {error}") from None
+    for name, value in content.items():
+        if name.startswith("_") or not (isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)):
+            continue
+        part = folder / name
+        config = part / ("scheduler_config.json" if name == "scheduler" else "config.json")
+        if not config.is_file():
+            raise FileNotFoundError(f"{folder} lacks its part {name!r}: no file {config}")
+        if name == "scheduler":
+            continue
+        weights = [*part.glob("*.safetensors")]
+        if not weights:
+            raise FileNotFoundError(f"{folder} lacks the weights of its part {name!r}: no .safetensors file in {part}")
+        for path in weights:
+            try:
+                with safe_open(path, framework="pt") as file:
+                    file.keys()
+            except (SafetensorError, OSError) as error:
+                raise ValueError(f"{path} is damaged: {error}") from None

@@ -2,14 +2,16 @@ import json
 import re
 import subprocess
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_hex
 
 from probpose.skeletons import get_skeleton
 from probpose.visualization import plot_hypotheses, write_html
-from probpose.visualization.common import COLOURS, limbs, upright
+from probpose.visualization.common import CAMERA_UP, COLOURS, limbs, upright
 
 SKELETON = get_skeleton("h36m_17")
 LEFT_WRIST, RIGHT_WRIST = SKELETON.left[-1], SKELETON.right[-1]
@@ -21,9 +23,8 @@ STANDING[list(SKELETON.left), 0] = 0.15
 STANDING[list(SKELETON.right), 0] = -0.15
 
 
-def clip(hypotheses: int = 3, frames: int = 4, seed: int = 0) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    drawn = STANDING + 0.03 * rng.normal(size=(hypotheses, frames, 17, 3))
+def clip(hypotheses: int = 3, frames: int = 4) -> dict[str, np.ndarray]:
+    drawn = STANDING + 0.03 * np.random.default_rng(0).normal(size=(hypotheses, frames, 17, 3))
     pose = drawn.mean(axis=0)
     radii = np.sqrt(((drawn - pose) ** 2).sum(axis=-1).mean(axis=0))
     return {"hypotheses": drawn, "pose": pose, "uncertainty": radii}
@@ -33,11 +34,262 @@ def keypoints(frames: int = 4) -> np.ndarray:
     return np.tile(500 + 200 * STANDING[:, :2], (frames, 1, 1))
 
 
-def embedded(path) -> tuple[list, dict, list]:
-    """Traces, layout and frames as a browser would read them from the page."""
-    script = path.read_text(encoding="utf-8").split("Plotly.newPlot(")[-1]
-    decoder, found = json.JSONDecoder(), []
-    for start in (script.index("[{"), script.index("addFrames")):
-        found.append(decoder.raw_decode(script, script.index("[", start))[0])
-    layout = decoder.raw_decode(script, re.search(r'\{"title"|\{"[a-z_]+":', script[script.index("]") :]).start())
-    return found[0], layout[0] if False else {}, found[1]
+def read_page(path) -> tuple[list, dict, list]:
+    """Traces, layout and frames as a browser would read them."""
+
+    def arguments(call: str, count: int) -> list:
+        position, found = script.rindex(call) + len(call), []
+        for _ in range(count):
+            position += re.match(r"[\s,]*", script[position:]).end()
+            value, position = json.JSONDecoder().raw_decode(script, position)
+            found.append(value)
+        return found
+
+    script = path.read_text(encoding="utf-8").replace("Plotly.addFrames('probpose'", 'Plotly.addFrames("probpose"')
+    (_, traces, layout), (_, frames) = arguments("Plotly.newPlot(", 3), arguments("Plotly.addFrames(", 2)
+    return traces, layout, frames
+
+
+def trace(traces: list, name: str) -> dict:
+    return next(one for one in traces if one.get("name") == name)
+
+
+def points(one: dict) -> np.ndarray:
+    return np.array([one[axis] for axis in "xyz"], dtype=float).T
+
+
+def expected(pose: np.ndarray) -> np.ndarray:
+    """Camera axes (x right, y down, z forward) stood on the floor: right, away, up."""
+    shown = np.stack([pose[..., 0], pose[..., 2], -pose[..., 1]], axis=-1)
+    return shown - shown[..., 2].min(axis=-1)[..., None, None] * [0, 0, 1]
+
+
+def test_limbs_draw_every_bone_once_and_in_one_colour():
+    drawn = [(bone, side) for side, limb in limbs(SKELETON) for bone in pairwise(limb)]
+    assert sorted(bone for bone, _ in drawn) == sorted(SKELETON.bones)
+    sides = {child: side for (_, child), side in drawn}
+    assert {sides[joint] for joint in SKELETON.left} == {"left"}
+    assert {sides[joint] for joint in SKELETON.right} == {"right"}
+
+
+def test_upright_is_a_rotation_that_takes_up_to_z():
+    np.testing.assert_allclose(upright(np.array([1.0, 2.0, 3.0])), [1, 3, -2])
+    for up in (CAMERA_UP, (0.1, -0.9, -0.4), (0.0, 0.0, -2.0)):
+        axes = upright(np.eye(3), up)
+        np.testing.assert_allclose(axes @ axes.T, np.eye(3), atol=1e-12)
+        assert np.linalg.det(axes) == pytest.approx(1)
+        np.testing.assert_allclose(upright(np.array(up) / np.linalg.norm(up), up), [0, 0, 1], atol=1e-12)
+    with pytest.raises(ValueError, match="up"):
+        upright(np.eye(3), (0, 0, 0))
+
+
+@pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
+def test_figure_is_saved_in_every_format(tmp_path, suffix):
+    path = tmp_path / f"figure.{suffix}"
+    plot_hypotheses(**clip(frames=1), keypoints_2d=keypoints(1), path=path, title="one")
+    assert path.read_bytes().lstrip()[:5] in (b"\x89PNG\r", b"%PDF-", b"<?xml")
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_figure_has_a_row_per_kind_and_a_column_per_frame():
+    figure = plot_hypotheses(**clip(frames=7), keypoints_2d=keypoints(7), image_size=(1000, 1000))
+    assert [axes.get_title() for axes in figure.axes[:5]] == [f"frame {index}" for index in (0, 2, 3, 4, 6)]
+    assert len(figure.axes) == 3 * 5 + 1
+    chosen = plot_hypotheses(**clip(frames=7), frames=[-1, 2])
+    assert [axes.get_title() for axes in chosen.axes[:2]] == ["frame 6", "frame 2"]
+    assert len(chosen.axes) == 2 * 2 + 1
+
+
+def test_figure_takes_tensors_one_hypothesis_and_unobserved_keypoints(tmp_path):
+    seen = keypoints()
+    seen[0, RIGHT_WRIST], seen[1] = np.nan, np.nan
+    tensors = {name: torch.tensor(value, requires_grad=True) for name, value in clip(1).items()}
+    figure = plot_hypotheses(
+        **tensors, keypoints_2d=torch.tensor(seen), confidence=np.full((4, 17), 0.5), path=tmp_path / "figure.png"
+    )
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+    assert all(np.isfinite(axes.get_xlim()).all() for axes in figure.axes)
+
+
+def test_figure_colours_sides_and_does_not_mirror():
+    figure = plot_hypotheses(**clip(), keypoints_2d=keypoints(), frames=[0])
+    flat, oblique = figure.axes[:2]
+    for axes in (flat, oblique):
+        middle = {side: [] for side in COLOURS}
+        for line in axes.lines:
+            for side, colour in COLOURS.items():
+                if to_hex(line.get_color()).upper() == colour:
+                    middle[side].append(np.mean(line.get_xdata()))
+        # The person faces the camera: their right is on the viewer's left.
+        assert np.mean(middle["right"]) < np.mean(middle["left"])
+    low, high = sorted(flat.get_ylim())
+    assert flat.get_ylim() == (high, low)
+    head = max((line for line in oblique.lines if line.get_linewidth() > 2), key=lambda line: max(line.get_ydata()))
+    assert to_hex(head.get_color()).upper() == COLOURS["centre"]
+
+
+def test_discs_are_to_scale():
+    estimate = clip()
+    figure = plot_hypotheses(**estimate, frames=[1])
+    assert sorted(disc.radius for disc in figure.axes[1].patches) == pytest.approx(sorted(estimate["uncertainty"][1]))
+
+
+def test_figure_refuses_what_does_not_fit(tmp_path):
+    estimate = clip()
+    for change, message in [
+        ({"hypotheses": estimate["hypotheses"][None]}, "one clip of the batch"),
+        ({"hypotheses": estimate["hypotheses"][..., :2]}, "hypotheses"),
+        ({"pose": estimate["pose"][1:]}, "pose"),
+        ({"pose": estimate["pose"] * np.nan}, "finite"),
+        ({"uncertainty": -estimate["uncertainty"]}, "uncertainty"),
+        ({"keypoints_2d": keypoints(3)}, "keypoints_2d"),
+        ({"keypoints_2d": keypoints(), "confidence": np.ones((4, 2))}, "confidence"),
+        ({"frames": [4]}, "frames"),
+        ({"frames": []}, "frames"),
+        ({"max_hypotheses": 0}, "max_hypotheses"),
+        ({"skeleton": "nobody"}, "nobody"),
+        ({"path": tmp_path / "figure.docx"}, "docx"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            plot_hypotheses(**{**estimate, **change})
+    with pytest.raises(FileNotFoundError):
+        plot_hypotheses(**estimate, path=tmp_path / "missing" / "figure.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_page_holds_every_frame_and_the_input_coordinates(tmp_path):
+    estimate = clip()
+    path = write_html(tmp_path / "page.html", **estimate, keypoints_2d=keypoints(), fps=25, title="<one & only>")
+    traces, layout, frames = read_page(path)
+    assert [frame["name"] for frame in frames] == ["0", "1", "2", "3"]
+    assert [step["label"] for step in layout["sliders"][0]["steps"]][2] == "2 (0.08 s)"
+    names = [name.replace("_", " ") for name in SKELETON.joint_names]
+    markers = trace(traces, "uncertainty")
+    assert markers["text"] == names
+    np.testing.assert_allclose(points(markers), expected(estimate["pose"])[0], atol=6e-4)
+    for index, frame in enumerate(frames):
+        moved = frame["data"][frame["traces"].index(traces.index(markers))]
+        np.testing.assert_allclose(points(moved), expected(estimate["pose"])[index], atol=6e-4)
+        np.testing.assert_allclose(moved["marker"]["color"], 1000 * estimate["uncertainty"][index], atol=0.06)
+    ratio, scene = layout["scene"]["aspectratio"], layout["scene"]
+    metres_per_unit = [np.ptp(scene[f"{axis}axis"]["range"]) / ratio[axis] for axis in "xyz"]
+    np.testing.assert_allclose(metres_per_unit, metres_per_unit[0], rtol=2e-3)
+    assert layout["yaxis"]["range"][0] > layout["yaxis"]["range"][1]
+
+
+def test_page_loads_nothing_and_escapes_the_title(tmp_path):
+    text = write_html(tmp_path / "page.html", **clip(), title="</script><b>one").read_text(encoding="utf-8")
+    assert "<title>&lt;/script&gt;&lt;b&gt;one</title>" in text
+    assert text.count("</script>") == text.count("<script")
+    assert not re.findall(r"<(?:script|link|img|iframe)[^>]+(?:src|href)=", text)
+
+
+def test_page_draws_all_hypotheses_as_one_trace_in_the_colours_of_their_sides(tmp_path):
+    estimate = clip(5)
+    traces, _, frames = read_page(write_html(tmp_path / "page.html", **estimate, max_hypotheses=2))
+    cloud = trace(traces, "hypotheses")
+    drawn = points(cloud)
+    shown = np.stack([estimate["hypotheses"][:, 0, :, i] * s for i, s in ((0, 1), (2, 1), (1, -1))], axis=-1)
+    shown[..., 2] += estimate["pose"][0, :, 1].max()
+    colours = dict(zip(("0", "1", "2"), (colour for _, colour in cloud["line"]["colorscale"])))
+    for joint, side in ((LEFT_WRIST, "left"), (RIGHT_WRIST, "right")):
+        for hypothesis in range(2):
+            at = np.linalg.norm(np.nan_to_num(drawn, nan=9) - shown[hypothesis, joint], axis=1).argmin()
+            np.testing.assert_allclose(drawn[at], shown[hypothesis, joint], atol=6e-4)
+            assert colours[str(cloud["line"]["color"][at])] == COLOURS[side]
+        pose = next(one for one in traces if one["type"] == "scatter3d" and one["line"]["color"] == COLOURS[side])
+        gap = np.linalg.norm(np.nan_to_num(points(pose), nan=9) - expected(estimate["pose"])[0, joint], axis=1)
+        assert gap.min() < 1e-3
+    assert np.isnan(drawn).all(axis=1).sum() == 2 * len(limbs(SKELETON))
+    assert len(frames[0]["data"][0]["x"]) == len(drawn)
+
+
+def test_page_thins_long_clips_and_follows_the_root(tmp_path):
+    estimate = clip(1, 11)
+    root = np.linspace([0, 0, 4], [1, 0.2, 5], 11)
+    path = write_html(tmp_path / "page.html", **estimate, root=root, max_frames=5, fps=30)
+    traces, layout, frames = read_page(path)
+    assert [frame["name"] for frame in frames] == ["0", "3", "6", "9"]
+    assert "4 of 11 frames" in layout["title"]["text"]
+    play = layout["updatemenus"][0]["buttons"][0]["args"][1]
+    assert play["frame"]["duration"] == pytest.approx(100)
+    index = traces.index(trace(traces, "uncertainty"))
+    pelvis = np.array([points(frame["data"][index])[0] for frame in frames])
+    true = (root + estimate["pose"][:, 0])[::3]
+    np.testing.assert_allclose(np.diff(pelvis, axis=0), np.diff(true[:, [0, 2, 1]] * [1, 1, -1], axis=0), atol=2e-3)
+    assert min(points(frame["data"][index])[:, 2].min() for frame in frames) == pytest.approx(0, abs=1e-3)
+
+
+def test_page_shows_gaps_in_the_input(tmp_path):
+    seen = keypoints()
+    seen[0, LEFT_WRIST] = np.nan
+    traces, _, _ = read_page(write_html(tmp_path / "page.html", **clip(), keypoints_2d=seen))
+    assert traces[8]["x"][LEFT_WRIST] is None and traces[8]["x"][RIGHT_WRIST] == pytest.approx(470)
+    assert traces[8]["marker"]["color"][LEFT_WRIST] == COLOURS["left"]
+    empty = write_html(tmp_path / "empty.html", **clip(), keypoints_2d=seen * np.nan)
+    assert np.isfinite(read_page(empty)[1]["xaxis"]["range"]).all()
+
+
+def test_page_refuses_what_does_not_fit(tmp_path):
+    for change, message in [
+        ({"root": np.zeros((3, 3))}, "root"),
+        ({"hypotheses": 1.0}, "hypotheses"),
+        ({"fps": 0}, "fps"),
+        ({"max_frames": 0}, "max_frames"),
+        ({"path": tmp_path / "page.txt"}, "html"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            write_html(**{"path": tmp_path / "page.html", **clip(), **change})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["figure.png", "page.html"])
+def test_existing_files_are_kept_unless_asked(tmp_path, name):
+    path = tmp_path / name
+    path.write_text("mine")
+
+    def write(**options):
+        writer = plot_hypotheses if name == "figure.png" else write_html
+        writer(**clip(), path=path, **options)
+
+    with pytest.raises(FileExistsError, match=name):
+        write()
+    assert path.read_text() == "mine"
+    write(overwrite=True)
+    assert path.stat().st_size > 10_000
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("writer", ["figure", "page"])
+def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch, writer):
+    def fail(self, target, *args, **kwargs):
+        with open(target if writer == "figure" else self, "w") as file:
+            file.write("half")
+        raise OSError("disk full")
+
+    target = "matplotlib.figure.Figure.savefig" if writer == "figure" else "pathlib.Path.write_text"
+    monkeypatch.setattr(target, fail)
+    with pytest.raises(OSError, match="disk full"):
+        if writer == "figure":
+            plot_hypotheses(**clip(), path=tmp_path / "figure.png")
+        else:
+            write_html(tmp_path / "page.html", **clip())
+    assert not list(tmp_path.iterdir())
+
+
+def test_drawing_libraries_are_imported_only_when_drawing():
+    code = (
+        "import sys, probpose.visualization as v; v.plot_hypotheses, v.write_html;"
+        "assert not {'matplotlib', 'plotly'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("library", ["matplotlib", "plotly.io"])
+def test_a_missing_library_is_named(tmp_path, monkeypatch, library):
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ImportError, match="pip install probpose"):
+        if library == "matplotlib":
+            plot_hypotheses(**clip())
+        else:
+            write_html(tmp_path / "page.html", **clip())

@@ -1,8 +1,8 @@
 """Acclaim motion capture: a skeleton (``.asf``) and the motions recorded with it (``.amc``), as CMU publishes them.
 
 An Acclaim bone has a rest direction in the world and axes `C` of its own, about which its motion `M` turns it: relative
-to its parent it is rotated by ``C M C^-1``. A bone begins where its parent ends, and in the
-:class:`~probpose.data.bvh.Recording` its name stands for that beginning: ``lfemur`` is the left hip, ``ltibia`` the knee.
+to its parent it is rotated by ``C M C^-1``. A bone begins where its parent ends, and as a joint of the
+:class:`~probpose.data.bvh.Recording` its name stands for that beginning: ``lfemur`` is the hip, ``ltibia`` the knee.
 """
 
 from __future__ import annotations

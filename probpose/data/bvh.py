@@ -165,13 +165,15 @@ def _read_motion(statements: Iterator[tuple[int, list[str]]], width: int, path: 
     """The channel values `(frames, width)` and the frame rate, from the statements after MOTION."""
     header = []
     for title in ("Frames:", "Frame Time:"):
-        number, words = next(statements, (0, []))
-        line = " ".join(words)
+        number, words = next(statements, (None, []))
+        if number is None:
+            raise ValueError(f"{path}: the file ends before '{title}'")
+        where, line = f"{path}, line {number}", " ".join(words)
         if not line.lower().startswith(title.lower()):
-            raise ValueError(f"{path}, line {number or 'last'}: expected '{title}', found {line!r}")
-        header.append(float(parse_numbers(line[len(title) :].split(), 1, f"{path}, line {number}")[0]))
+            raise ValueError(f"{where}: expected '{title}', found {line!r}")
+        header.append(float(parse_numbers(line[len(title) :].split(), 1, where)[0]))
         if header[-1] <= 0:
-            raise ValueError(f"{path}, line {number}: '{title}' must be positive, got {header[-1]:g}")
+            raise ValueError(f"{where}: '{title}' must be positive, got {header[-1]:g}")
     frames, frame_time = header
 
     rows = [parse_numbers(words, width, f"{path}, line {number}") for number, words in statements]

@@ -8,6 +8,9 @@ The joints follow the project's training archives, so that a model may be traine
   CMU's Acclaim skeleton, where two are equally near, the lower one (the beginning of ``upperback``);
 * the nose is the file's head joint, which lies at the upper end of the neck;
 * the head (its top) is the end of the head bone; where the file has none, 12 cm further along the line neck to head.
+
+Of CMU's recordings prefer the Acclaim files: the BVH conversions in circulation begin with a frame in rest pose and
+leave out the thorax bone, which makes the trunk 12 cm shorter.
 """
 
 from __future__ import annotations
@@ -244,8 +247,8 @@ def _find_joints(recording: Recording, bones: np.ndarray, path: Path) -> dict[st
         if any(name in by_name for name in names)
     }
 
-    trunk = _trunk(recording.parents, bones, index) if {"hip", "nose", "lshoulder", "rshoulder"} <= set(index) else {}
-    index = {**trunk, **index}
+    if {"hip", "nose", "lshoulder", "rshoulder"} <= set(index):
+        index = {**_trunk(recording.parents, bones, index), **index}
     if missing := [joint for joint in JOINT_NAMES if joint not in (*index, "thorax", "head")]:
         raise ValueError(
             f"{path}: found no joint for {', '.join(missing)} (of Human3.6M) among the file's joints: "
@@ -267,7 +270,9 @@ def _trunk(parents: tuple[int, ...], bones: np.ndarray, index: dict[str, int]) -
     line = ancestors(head)
     # A figure may hang pelvis and back from one root; then the whole line down to it is the trunk.
     line = line[: line.index(index["hip"]) + 1] if index["hip"] in line else line
-    neck = next((parents[joint] for joint in line[:-1] if bones[joint] > 0.01 * bones.max()), index["hip"])
+    # Joints on top of each other give no direction; the neck is the first below the head at a distance from it.
+    apart = 0.01 * bones[line[:-1]].sum()
+    neck = next((parents[joint] for joint in line[:-1] if bones[joint] > apart), index["hip"])
 
     shared = set(ancestors(index["lshoulder"])) & set(ancestors(index["rshoulder"]))
     upward = line[::-1]

@@ -8,6 +8,8 @@ from .camera import (
     normalise_screen,
     reexpress_keypoints,
 )
+from .procrustes import procrustes_align
+from .reprojection import reprojection_error, select_by_reprojection
 from .rotation import quaternion_to_matrix, rotation_between_z_and
 
 __all__ = [
@@ -16,7 +18,10 @@ __all__ = [
     "denormalise_screen",
     "h36m_camera",
     "normalise_screen",
+    "procrustes_align",
     "quaternion_to_matrix",
     "reexpress_keypoints",
+    "reprojection_error",
     "rotation_between_z_and",
+    "select_by_reprojection",
 ]

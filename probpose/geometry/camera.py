@@ -22,12 +22,12 @@ CONVENTIONS = ("field", "opencv")
 
 def _aligned(parameter: Tensor, points: Tensor) -> Tensor:
     """Insert singleton axes so that a parameter `(*batch, n)` broadcasts over points `(*batch, ..., n)`."""
-    parameter = parameter.to(points)
+    parameter = parameter.to(points) if points.is_floating_point() else parameter.to(points.device)
     missing = points.ndim - parameter.ndim
     return parameter.reshape(*parameter.shape[:-1], *[1] * missing, parameter.shape[-1])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # comparing tensors field by field has no single truth value
 class Camera:
     """A camera, or a batch of them when the tensors carry leading axes.
 
@@ -36,7 +36,7 @@ class Camera:
         centre: principal point `(..., 2)` in pixels.
         radial: radial distortion k1, k2, k3 `(..., 3)`; default zero.
         tangential: tangential distortion p1, p2 `(..., 2)`; default zero.
-        image_size: (width, height) in pixels, or None.
+        image_size: (width, height) in pixels; None if unknown, or if the camera is in screen units.
         rotation: world-to-camera rotation `(..., 3, 3)`, or None (world = camera axes).
         translation: world-to-camera translation `(..., 3)` in metres: `X_camera = R X_world + t`.
         convention: `"field"`, the lifting field's tangential term `x (radial + <p, x>) + p r²`, or `"opencv"`,
@@ -76,6 +76,8 @@ class Camera:
             if not torch.isfinite(value).all():
                 raise ValueError(f"camera {name} must be finite, got {value.tolist()}")
             object.__setattr__(self, name, value)
+        if self.slope_limit is not None and not self.slope_limit > 0:
+            raise ValueError(f"camera slope_limit must be positive or None, got {self.slope_limit}")
         if (self.focal <= 0).any():
             raise ValueError(f"camera focal length must be positive, got {self.focal.tolist()}")
         if self.image_size is not None:
@@ -122,30 +124,35 @@ class Camera:
         (test `points[..., 2] > 0`). Source of the field's formula: the Human3.6M camera model as used by VideoPose3D and D3DP.
         """
         depth = points[..., 2:]
-        slopes = points[..., :2] / torch.where(depth.abs() < 1e-8, torch.full_like(depth, 1e-8), depth)
-        return self._distort(slopes) * _aligned(self.focal, slopes) + _aligned(self.centre, slopes)
+        slopes = self._limited(points[..., :2] / torch.where(depth.abs() < 1e-8, torch.full_like(depth, 1e-8), depth))
+        distorted = slopes + self._displacement(slopes)
+        return distorted * _aligned(self.focal, slopes) + _aligned(self.centre, slopes)
 
     def unproject(self, keypoints: Tensor, iterations: int = 10) -> Tensor:
         """Undistorted ray slopes (X/Z, Y/Z) `(*batch, ..., 2)` of pixels `(*batch, ..., 2)`; NaN stays NaN.
 
-        The distortion is inverted by fixed-point iteration, which converges inside the lens's calibrated range.
+        The distortion is inverted by fixed-point iteration, which converges inside the lens's calibrated range; beyond `slope_limit`
+        the displacement is held at its value there.
         """
         distorted = (keypoints - _aligned(self.centre, keypoints)) / _aligned(self.focal, keypoints)
         if self.radial is None and self.tangential is None:
             return distorted
         slopes = distorted
         for _ in range(iterations):
-            slopes = slopes + (distorted - self._distort(slopes))
+            slopes = distorted - self._displacement(self._limited(slopes))
         return slopes
 
-    def _distort(self, slopes: Tensor) -> Tensor:
-        limit = self.slope_limit if self.slope_limit is not None else (1.0 if self.convention == "field" else None)
-        if limit is not None:
-            slopes = slopes.clamp(-limit, limit)
+    def _limited(self, slopes: Tensor) -> Tensor:
+        # A slope of 10⁴ is 89.99°: no limit to any lens, but the distortion polynomial stays finite in single precision.
+        limit = self.slope_limit or (1.0 if self.convention == "field" else 1e4)
+        return slopes.clamp(-limit, limit)
+
+    def _displacement(self, slopes: Tensor) -> Tensor:
+        """How far the lens moves a ray slope `(*batch, ..., 2)`."""
         if self.radial is None and self.tangential is None:
-            return slopes
+            return torch.zeros_like(slopes)
         r2 = (slopes**2).sum(-1, keepdim=True)
-        factor = torch.ones_like(r2)
+        factor = torch.zeros_like(r2)
         if self.radial is not None:
             powers = torch.cat([r2, r2**2, r2**3], dim=-1)
             factor = factor + (_aligned(self.radial, slopes) * powers).sum(-1, keepdim=True)
@@ -177,15 +184,21 @@ class Camera:
         return rotation, _aligned(self.translation, points)
 
     def normalised(self) -> Camera:
-        """The same camera in screen units: intrinsics divided by half the image *width* on both axes (see `normalise_screen`)."""
+        """The same camera in screen units: intrinsics divided by half the image *width* on both axes (see `normalise_screen`).
+
+        The result has no `image_size`, so that it cannot be normalised twice or mirrored as if it were in pixels.
+        """
         if self.image_size is None:
             raise ValueError("image_size is needed to express a camera in screen units")
         width, height = self.image_size
         offset = self.centre.new_tensor([1.0, height / width])
-        return replace(self, focal=self.focal * 2 / width, centre=self.centre * 2 / width - offset)
+        return replace(self, focal=self.focal * 2 / width, centre=self.centre * 2 / width - offset, image_size=None)
 
     def mirrored(self) -> Camera:
-        """The camera that sees the mirrored image (x to -x about the image centre)."""
+        """The camera that sees the mirrored image: camera-space points with x negated project to `width - u`.
+
+        The extrinsics stay as they are, because a mirror is not a rigid motion: mirror the points in camera axes.
+        """
         if self.image_size is None:
             raise ValueError("image_size is needed to mirror a camera given in pixels")
         centre = torch.stack([self.image_size[0] - self.centre[..., 0], self.centre[..., 1]], dim=-1)
@@ -210,13 +223,15 @@ def check_image_size(image_size: Any) -> tuple[int, int]:
 def normalise_screen(keypoints: Tensor, image_size: tuple[int, int]) -> Tensor:
     """Pixels `(..., 2)` to screen units: u' = 2u/w - 1, v' = 2v/w - h/w (both by the width, so the aspect ratio is kept)."""
     width, height = check_image_size(image_size)
-    return keypoints * (2 / width) - keypoints.new_tensor([1.0, height / width])
+    scaled = keypoints * (2 / width)  # floating, also where pixels are integers
+    return scaled - scaled.new_tensor([1.0, height / width])
 
 
 def denormalise_screen(keypoints: Tensor, image_size: tuple[int, int]) -> Tensor:
     """Screen units `(..., 2)` back to pixels; the inverse of `normalise_screen`."""
     width, height = check_image_size(image_size)
-    return (keypoints + keypoints.new_tensor([1.0, height / width])) * (width / 2)
+    scaled = keypoints * (width / 2)
+    return scaled + scaled.new_tensor([width / 2, height / 2])
 
 
 def reexpress_keypoints(keypoints: Tensor, source: Camera, target: Camera) -> Tensor:

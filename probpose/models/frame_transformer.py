@@ -26,7 +26,7 @@ class FrameTransformerModel(ModelMixin, ConfigMixin):
     """Denoiser with one token per frame.
 
     Args:
-        num_frames: window length the model was trained with. Shorter windows are fine, longer ones are not.
+        num_frames: window length the model was trained with.
         num_joints: joints J.
         width, depth, num_attention_heads, mlp_ratio: size of the transformer.
         drop_path: stochastic depth rate of the last block while training; falls linearly to zero at the first.
@@ -34,6 +34,7 @@ class FrameTransformerModel(ModelMixin, ConfigMixin):
         canonical_camera: `[fx, fy, cx, cy]` in screen units of the camera that the keypoints are expressed in (see
             `probpose.geometry.reexpress_keypoints`).
         skeleton: joint set of input and output.
+        any_length: whether the model was trained on shorter windows, too; otherwise a pipeline pads short clips to `num_frames`.
         fps: frame rate of the training windows, or None.
     """
 
@@ -50,6 +51,7 @@ class FrameTransformerModel(ModelMixin, ConfigMixin):
         conditional: bool = True,
         canonical_camera: tuple[float, float, float, float] = (2.29, 2.29, 0.0, 0.0),
         skeleton: str = "h36m_17",
+        any_length: bool = True,
         fps: float | None = None,
     ):
         super().__init__()

@@ -48,6 +48,7 @@ class OptimConfig(_Section):
     max_grad_norm: PositiveFloat = 1.0
     ema_decay: float = Field(0.9995, ge=0, lt=1)
     velocity_weight: float = Field(0.0, ge=0, description="weight of the frame-to-frame velocity error beside MPJPE")
+    short_window_share: float = Field(0.0, ge=0, le=1, description="share of steps on windows cut to a random length")
     first_step_share: float = Field(0.0, ge=0, le=1, description="share of examples at the noisiest timestep; the rest is uniform")
 
 

@@ -14,6 +14,7 @@ import time
 import zlib
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -28,7 +29,7 @@ import probpose.schedulers
 from probpose.data.augmentation import BodyVariation, CameraVariation, DetectorNoise
 from probpose.data.dataset import TrainingWindows
 from probpose.data.mocap import MocapClips
-from probpose.pipelines import D3DPPipeline
+from probpose.pipelines import D3DPPipeline, SamplerSettings
 
 from .config import ComponentConfig, TrainingConfig
 
@@ -132,18 +133,16 @@ class Trainer:
         self.denoiser.eval()
         pipe = D3DPPipeline(denoiser=self.denoiser, scheduler=type(self.scheduler).from_config(self.scheduler.config))
         device = self.accelerator.device
-        generator = torch.Generator().manual_seed(0)
-        mean_error, best_error, chunks = 0.0, 0.0, range(0, self.config.evaluation_windows, 128)
-        for first in chunks:
-            stop = min(first + 128, self.config.evaluation_windows)
-            batch = {k: v.to(device) for k, v in self.validation_windows.render(list(range(first, stop))).items()}
-            hypotheses = pipe.sample_windows(
-                batch["keypoints_2d"], batch["confidence"], num_hypotheses=5, num_inference_steps=2, flip=False,
-                share_first_step=True, generator=generator,
-            )  # fmt: skip
+        settings = SamplerSettings(num_hypotheses=5, num_inference_steps=2, flip=False, share_first_step=True)
+        pipe.set_progress_bar_config(disable=True)
+        mean_error, best_error, count = 0.0, 0.0, self.config.evaluation_windows
+        for first in range(0, count, 128):
+            rows = list(range(first, min(first + 128, count)))
+            batch = {k: v.to(device) for k, v in self.validation_windows.render(rows).items()}
+            generator = torch.Generator().manual_seed(first)
+            hypotheses = pipe.sample_clips(batch["keypoints_2d"], batch["confidence"], settings, generator, max_batch_size=1024)
             hypotheses = hypotheses - hypotheses[..., :1, :]
-            target = batch["pose"]
-            share = (stop - first) / self.config.evaluation_windows
+            target, share = batch["pose"], len(rows) / count
             mean_error += share * (hypotheses.mean(1) - target).norm(dim=-1).mean().item()
             best_error += share * (hypotheses - target[:, None]).norm(dim=-1).amin(1).mean().item()
         self.ema.restore(self.denoiser.parameters())
@@ -154,8 +153,11 @@ class Trainer:
         optim = self.config.optim
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate(self.step)
-        pose, count = batch["pose"], len(batch["pose"])
         generator = torch.Generator().manual_seed(_mix(self.config.seed, self.step, self.accelerator.process_index))
+        if torch.rand((), generator=generator) < optim.short_window_share:
+            length = int(torch.randint(1, batch["pose"].shape[1] + 1, (), generator=generator))
+            batch = {key: value[:, :length] for key, value in batch.items()}
+        pose, count = batch["pose"], len(batch["pose"])
         noise = torch.randn(pose.shape, generator=generator).to(pose)
         timestep = torch.randint(len(self.scheduler), (count,), generator=generator)
         noisiest = torch.rand(count, generator=generator) < optim.first_step_share
@@ -248,8 +250,8 @@ class Trainer:
 
 
 def _mix(*numbers: int) -> int:
-    """One 63-bit seed from several numbers."""
-    return int.from_bytes(zlib.crc32(repr(numbers).encode()).to_bytes(4, "big") + zlib.adler32(repr(numbers).encode()).to_bytes(4, "big"), "big") >> 1
+    """One seed from several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _one_thread(_: int) -> None:

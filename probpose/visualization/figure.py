@@ -140,13 +140,16 @@ def _fill(
         (min(-0.2, turned[..., 1].min()) - 0.04, turned[..., 1].max() + 0.06),
         (min(-0.1, below.min()) - 0.04, above.max() + 0.1),
     ]
+    views = [(low, max(high, low + 1.5 * reach)) for low, high in views]  # a lying person leaves room for the labels
     shapes = [(high - low) / (2 * reach) for low, high in views]
     if observed is not None:
         windows = _windows(observed[0])
         shapes.insert(0, np.divide(*np.ptp(windows[0], axis=0)[::-1]))
 
     columns = len(chosen)
-    figure.set_size_inches(COLUMN_INCHES * columns + 1.5, COLUMN_INCHES * sum(shapes) + (1.6 if title else 1.3))
+    legend_columns = columns if columns < 3 else 4
+    extra = 1.1 + 0.2 * (4 // legend_columns) + (0.3 if title else 0)
+    figure.set_size_inches(COLUMN_INCHES * columns + 1.5, COLUMN_INCHES * sum(shapes) + extra)
     rows = list(figure.subplots(len(shapes), columns, squeeze=False, gridspec_kw={"height_ratios": shapes}))
     for axes, frame in zip(rows[0], chosen):
         axes.set_title(f"frame {frame}", fontsize=9, color=INK)
@@ -172,16 +175,16 @@ def _fill(
         _draw_discs(axes, skeleton, single[:, 1:], radii, scale)
         axes.set(xlim=(-reach, reach), ylim=views[1], aspect="equal")
         axes.set(xticks=[-0.5, 0, 0.5], yticks=np.arange(0, views[1][1], 0.5))
+        axes.set_xlabel("depth (m) →", fontsize=8, color=INK)
         axes.tick_params(labelsize=7, labelleft=axes is rows[1][0], colors=INK, length=0)
         _bare(axes)
-    rows[1][0].set_ylabel("uncertainty, from the side\nheight (m)", fontsize=9, color=INK)
-    rows[1][columns // 2].set_xlabel("depth: away from the camera (m) →", fontsize=8, color=INK)
+    rows[1][0].set_ylabel("from the side:\nheight (m)", fontsize=9, color=INK)
     bar = figure.colorbar(scale, ax=list(rows[1]), fraction=0.05, pad=0.01, aspect=18)
-    bar.set_label("uncertainty (mm), discs to scale", fontsize=8, color=INK)
+    bar.set_label("uncertainty (mm)\ndiscs to scale", fontsize=8, color=INK)
     bar.ax.tick_params(labelsize=7, colors=INK)
     bar.outline.set_visible(False)
 
-    _draw_legend(figure, several=len(hypotheses) > 1)
+    _draw_legend(figure, legend_columns)
     if title:
         figure.suptitle(title, fontsize=12, fontweight="bold", color=INK)
 
@@ -229,8 +232,19 @@ def _draw_input_row(
         )
         axes.set(xlim=(low[0], high[0]), ylim=(high[1], low[1]), aspect="equal", xticks=[], yticks=[])
         _bare(axes, frame=True)
+        if not np.isfinite(single).any():
+            axes.text(
+                (low[0] + high[0]) / 2,
+                (low[1] + high[1]) / 2,
+                "not observed",
+                fontsize=8,
+                color=INK,
+                ha="center",
+                va="center",
+            )
     row[0].set_ylabel("2D input", fontsize=9, color=INK)
-    _draw_scale_bar(row[0], windows[0])
+    if np.isfinite(points).any():
+        _draw_scale_bar(row[0], windows[0])
 
 
 def _draw_scale_bar(axes: "Axes", window: np.ndarray) -> None:
@@ -307,14 +321,13 @@ def _bare(axes: "Axes", frame: bool = False) -> None:
         spine.set(visible=frame, color=FAINT)
 
 
-def _draw_legend(figure: "Figure", several: bool) -> None:
+def _draw_legend(figure: "Figure", columns: int) -> None:
     from matplotlib.lines import Line2D
 
-    label = "hypotheses" if several else "hypothesis"
     entries = [
         Line2D([], [], color=COLOURS["right"], linewidth=2.6, label="person's right"),
         Line2D([], [], color=COLOURS["left"], linewidth=2.6, label="person's left"),
         Line2D([], [], color=COLOURS["centre"], linewidth=2.6, label="aggregated pose (bold)"),
-        Line2D([], [], color=COLOURS["centre"], linewidth=0.8, alpha=0.6, label=label),
+        Line2D([], [], color=COLOURS["centre"], linewidth=0.8, alpha=0.6, label="hypotheses"),
     ]
-    figure.legend(handles=entries, loc="outside lower center", ncols=4, frameon=False, fontsize=9, labelcolor=INK)
+    figure.legend(handles=entries, loc="outside lower center", ncols=columns, frameon=False, fontsize=9, labelcolor=INK)

@@ -99,7 +99,7 @@ def write_html(
     parts = [_hypotheses_traces(described, hypotheses), _pose_traces(described, pose, 1000 * uncertainty[shown])]
     notes = f"{len(hypotheses)} of {total} hypotheses" if total > len(hypotheses) else f"{total} hypotheses"
     if stride > 1:
-        notes += f", every {stride}th frame ({len(shown)} of {frames})"
+        notes += f", {len(shown)} of {frames} frames"
     ranges = _ranges(hypotheses, pose)
     layout = _layout(f"<b>{title}</b><br><sub>{notes}</sub>", ranges, beside=observed is not None)
     layout |= _player(shown, fps, stride)
@@ -119,10 +119,10 @@ def write_html(
     }
     # The figure is plain dictionaries: checking hundreds of frames against Plotly's schema would take seconds.
     options = {"displaylogo": False, "responsive": True}
-    head = f"<head><title>{escape(title)}</title><style>body {{ margin: 0; height: 100vh }}</style>"
+    head = f"<title>{escape(title)}</title><style>body {{ margin: 0; height: 100vh }}</style></head>"
     with replacing(path, overwrite) as unfinished:
-        text = to_html(page, config=options, auto_play=False, include_plotlyjs=True, validate=False)
-        unfinished.write_text(text.replace("<head>", head, 1), encoding="utf-8")
+        text = to_html(page, config=options, auto_play=False, include_plotlyjs=True, validate=False, div_id="probpose")
+        unfinished.write_text(text.replace("</head>", head, 1), encoding="utf-8")
     return path
 
 

@@ -9,14 +9,15 @@ import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .detections import looks_normalised, prefer, to_pixels
-from .formats import NoKeypoints
 from .joint_sets import JOINT_COUNTS, choose_skeleton, joint_count, skeleton_of_dataset
 from .tracks import KeypointTrack, check_fps, check_image_size, longest_first
 
@@ -98,7 +99,7 @@ def load_members(path: Path) -> dict[str, np.ndarray | None]:
             return {"array": loaded}
         with loaded:
             return {name: _member(loaded, name) for name in loaded.files}
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         if "Object arrays" in str(error):
             return {"array": None}
         raise ValueError(f"expected a NumPy {path.suffix} file, found one that cannot be read ({error})") from error
@@ -131,94 +132,129 @@ def numpy_tracks(
             that the file does not name.
     """
     notes: list[str] = []
-    own = "keypoints_2d" in members
-    key = "keypoints_2d" if own else next((key for key in ("array", *KEYPOINT_MEMBERS) if key in members), None)
-    if key is None:
-        raise NoKeypoints(
-            f"expected a member 'keypoints_2d' (or {', '.join(map(repr, KEYPOINT_MEMBERS))}), "
-            f"found {', '.join(map(repr, members)) or 'none'}"
-        )
-    if members[key] is None:
-        raise ValueError(_pickle_refusal(members, key))
-    stated = _stated(members)
-    if key == "reconstruction":
-        stated["skeleton"] = stated["skeleton"] or "h36m_17"
-    array = _numbers(key, members[key])
-    given_joints = joint_count(skeleton)[1] if skeleton else None
-    points, raw = _split_channels(array, own) if own else _people_first(array, given_joints, notes)
-    third = next((_numbers(k, members[k]) for k in CONFIDENCE_MEMBERS if members.get(k) is not None), None)
-    if third is not None:
-        if third.size != points[..., 0].size:
-            raise ValueError(f"expected a confidence for each joint, {points.shape[:-1]}, found shape {third.shape}")
-        raw = third.reshape(points.shape[:-1])
+    key, array = _keypoint_member(members)
+    members = {name: value for name, value in members.items() if value is not None}
+    if key == "keypoints_2d":
+        points, raw = _split_channels(array, may_be_metres=False)
+    else:
+        points, raw = _people_first(array, joint_count(skeleton)[1] if skeleton else None, notes)
+    raw = _confidence_member(members, points.shape[:-1]) if raw is None else raw
+
+    stated = _stated(members, key)
     name = choose_skeleton(points.shape[-2], skeleton, stated["skeleton"], {}, None, notes)
     image_size = prefer("image_size", image_size, check_image_size(stated["image_size"]), notes)
     fps = prefer("fps", fps, check_fps(stated["fps"]), notes)
 
-    missing = ~np.isfinite(points).all(-1) | (points == 0).all(-1)
+    missing = ~np.isfinite(points).all(-1)
+    if "starts" not in members:  # in files we wrote, missing joints are NaN
+        missing |= (points == 0).all(-1)
     if raw is None:
         raw = (~missing).astype(np.float64)
         notes.append("no confidences in the file: 1 for every joint with coordinates")
-    confidence = np.clip(np.nan_to_num(raw, nan=0.0), 0, 1)
-    if np.nanmax(raw, initial=0.0) > 1:
+    elif (raw > 1).any() and "confidence_raw" not in members:
         notes.append(f"confidences up to {np.nanmax(raw):.3g} were clipped to 1")
-    if (stated["units"] or "pixels") != "pixels":
-        raise ValueError(f"expected units 'pixels', found {stated['units']!r}")
+    confidence = np.where(missing, 0, np.clip(np.nan_to_num(raw, nan=0.0), 0, 1))
     if stated["units"] is None:
-        units = "unit" if name == "mediapipe_33" and not own and _landmark_range(points[~missing]) else "pixels"
-        points = to_pixels(points, ~missing, units, image_size, notes)
+        landmarks = (
+            key != "keypoints_2d" and name == "mediapipe_33" and bool(np.mean(np.abs(points[~missing]) <= 2) > 0.99)
+        )
+        points = to_pixels(points, ~missing, "unit" if landmarks else "pixels", image_size, notes)
+    elif stated["units"] != "pixels":
+        raise ValueError(f"expected units 'pixels', found {stated['units']!r}")
     points = np.where(missing[..., None], np.nan, points)
+    if "confidence_raw" in members:
+        raw = _shaped("confidence_raw", members["confidence_raw"], confidence.shape)
 
-    if points.ndim == 3 and members.get("starts") is not None:
-        rows = list(zip(members["starts"][:-1].tolist(), members["starts"][1:].tolist()))
-        people = [(points[a:b], confidence[a:b], raw[a:b]) for a, b in rows]
-    else:
-        people = list(zip(*(a if points.ndim == 4 else a[None] for a in (points, confidence, raw))))
-        rows = [(0, points.shape[-3])] * len(people)
-    frames = members.get("frame", members.get("frames"))
-    frames = np.arange(max(b for _, b in rows)) if frames is None else np.asarray(frames).ravel()
-    ids = np.arange(len(people)) if members.get("track_id") is None else np.asarray(members["track_id"]).ravel()
-    if len(frames) != max(b for _, b in rows) or len(ids) != len(people):
-        raise ValueError(
-            f"expected {max(b for _, b in rows)} frame numbers and {len(people)} track ids, found {len(frames)} and {len(ids)}"
+    tracks = [
+        KeypointTrack(
+            keypoints_2d=person["points"],
+            confidence=person["confidence"],
+            frame=person["frame"],
+            track_id=person["track_id"],
+            skeleton=name,
+            image_size=image_size,
+            fps=fps,
+            source={**person["source"], "notes": [*person["source"].get("notes", []), *notes]},
+            confidence_raw=person["raw"],
         )
-    written = members.get("source")
-    tracks = []
-    for index, ((a, b), arrays) in enumerate(zip(rows, people)):
-        origin = json.loads(str(written[index])) if written is not None else source
-        if np.isnan(arrays[0]).all() and written is None:
-            continue  # a person who never appears fills up the array
-        tracks.append(
-            KeypointTrack(
-                *_without_jumps(*arrays[:2], frames[a:b]),
-                track_id=int(ids[index]),
-                skeleton=name,
-                image_size=image_size,
-                fps=fps,
-                source={**origin, "notes": [*origin.get("notes", []), *notes]},
-                confidence_raw=_without_jumps(arrays[2], arrays[2], frames[a:b])[0],
-            )
-        )
+        for person in _people(members, points, confidence, raw, source)
+    ]
     if not tracks:
         raise ValueError("expected keypoints, found only missing ones (0 or NaN)")
     return longest_first(tracks)
 
 
-def _without_jumps(points: np.ndarray, confidence: np.ndarray, frame: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Rows spread over consecutive frames, NaN and confidence 0 in the frames between."""
-    steps = np.diff(frame)
-    if (steps < 1).any() or (len(frame) and frame[-1] - frame[0] > 1000 * len(frame)):
-        raise ValueError("expected frame numbers that grow from row to row, in steps of a few frames")
-    if (steps == 1).all():
-        return points, confidence, frame
-    place, total = frame - frame[0], int(frame[-1] - frame[0]) + 1
-    wide = np.full((total, *points.shape[1:]), np.nan)
-    trust = np.zeros((total, *confidence.shape[1:]))
-    wide[place], trust[place] = points, confidence
-    return wide, trust, np.arange(frame[0], frame[-1] + 1)
+def _keypoint_member(members: dict[str, np.ndarray | None]) -> tuple[str, np.ndarray]:
+    """Name and numbers of the member that holds the keypoints."""
+    key = next((key for key in ("keypoints_2d", "array", *KEYPOINT_MEMBERS) if key in members), None)
+    if key is None:
+        raise ValueError(
+            f"expected a member 'keypoints_2d' (or {', '.join(map(repr, KEYPOINT_MEMBERS))}), "
+            f"found {', '.join(map(repr, members)) or 'none'}"
+        )
+    if members[key] is None:
+        raise ValueError(_pickle_refusal(members, key))
+    return key, _numbers(key, members[key])
 
 
-def _stated(members: dict[str, np.ndarray | None]) -> dict[str, Any]:
+def _confidence_member(members: dict[str, np.ndarray | None], shape: tuple[int, ...]) -> np.ndarray | None:
+    """The confidences that stand in a member of their own."""
+    key = next((key for key in CONFIDENCE_MEMBERS if key in members), None)
+    return None if key is None else _shaped(key, members[key], shape)
+
+
+def _shaped(key: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The numbers in `array` if they have this shape, but for axes of length 1."""
+    numbers = _numbers(key, array)
+    if [n for n in numbers.shape if n > 1] != [n for n in shape if n > 1]:
+        raise ValueError(f"expected one {key} for each joint, {shape}, found shape {numbers.shape}")
+    return numbers.reshape(shape)
+
+
+def _people(members, points, confidence, raw, source) -> Iterator[dict[str, Any]]:
+    """Arrays, frame numbers, identity and origin of each person who is seen at all."""
+    written = members.get("starts") if points.ndim == 3 else None
+    if written is not None:
+        rows = [slice(a, b) for a, b in pairwise(written.tolist())]
+        people = [(points[row], confidence[row], raw[row]) for row in rows]
+    else:
+        people = list(zip(*(a if points.ndim == 4 else a[None] for a in (points, confidence, raw))))
+        rows = [slice(0, points.shape[-3])] * len(people)
+    total = rows[-1].stop
+    frames = next((members[name].ravel() for name in ("frame", "frames") if name in members), np.arange(total))
+    ids = members["track_id"].ravel() if "track_id" in members else np.arange(len(people))
+    sources = members.get("source")
+    if (len(frames), len(ids), total) != (points.shape[-3], len(people), points.shape[-3]):
+        raise ValueError(
+            f"expected {points.shape[-3]} frame numbers and rows and {len(people)} track ids, "
+            f"found {len(frames)}, {total} and {len(ids)}"
+        )
+    for index, (row, (xy, trust, third)) in enumerate(zip(rows, people)):
+        if written is None and np.isnan(xy).all():
+            continue  # rows of people who never appear fill up an array
+        frame = frames[row].astype(np.int64)
+        if (np.diff(frame) < 1).any() or frame[-1] - frame[0] > 1000 * len(frame):
+            raise ValueError("expected frame numbers that grow from row to row, in steps of a few frames")
+        every = np.arange(frame[0], frame[-1] + 1)
+        place = frame - frame[0]
+        yield {
+            "points": _scatter(xy, place, len(every), np.nan),
+            "confidence": _scatter(trust, place, len(every), 0.0),
+            "raw": _scatter(third, place, len(every), np.nan),
+            "frame": every,
+            "track_id": ids[index],
+            "source": source if sources is None else json.loads(str(sources[index])),
+        }
+
+
+def _scatter(rows: np.ndarray, place: np.ndarray, total: int, filler: float) -> np.ndarray:
+    """The rows at their places among `total` rows, `filler` elsewhere."""
+    result = np.full((total, *rows.shape[1:]), filler)
+    result[place] = rows
+    return result
+
+
+def _stated(members: dict[str, np.ndarray | None], key: str) -> dict[str, Any]:
     """What the file says about itself, None where it is silent."""
 
     def scalar(*names: str) -> Any:
@@ -228,9 +264,10 @@ def _stated(members: dict[str, np.ndarray | None]) -> dict[str, Any]:
     size = next((members[name] for name in ("image_size", "res") if members.get(name) is not None), None)
     if size is None and scalar("width") and scalar("height"):
         size = np.array([scalar("width"), scalar("height")])
-    layout = scalar("layout_name")
+    # Lifters' demos save keypoints under this name after they have converted them to Human3.6M's joints.
+    usual = "h36m_17" if key == "reconstruction" else None
     return {
-        "skeleton": scalar("skeleton") or (skeleton_of_dataset(layout) if layout else None),
+        "skeleton": scalar("skeleton") or skeleton_of_dataset(scalar("layout_name")) or usual,
         "image_size": size,
         "fps": scalar("fps"),
         "units": scalar("units"),
@@ -243,26 +280,23 @@ def _numbers(name: str, array: np.ndarray) -> np.ndarray:
     return array.astype(np.float64)
 
 
-def _split_channels(array: np.ndarray, own: bool) -> tuple[np.ndarray, np.ndarray | None]:
-    """x, y and the third channel if it is a confidence."""
+def _split_channels(array: np.ndarray, may_be_metres: bool = True) -> tuple[np.ndarray, np.ndarray | None]:
+    """x and y, and the third channel, which must be a confidence."""
     if array.ndim not in (3, 4) or array.shape[-1] not in (2, 3):
         raise ValueError(
-            f"expected keypoints of shape (frames, joints, 2 or 3) or (people, frames, joints, 2 or 3), found {array.shape}"
+            "expected keypoints of shape (frames, joints, 2 or 3) or (people, frames, joints, 2 or 3), "
+            f"found {array.shape}"
         )
     if array.shape[-1] == 2:
         return array, None
-    third = array[..., 2][np.isfinite(array[..., 2])]
-    metres = not own and np.nanmax(np.abs(array)) < 5 and not looks_normalised(array[..., :2])
+    third, reach = array[..., 2][np.isfinite(array[..., 2])], np.nanmax(np.abs(array[..., :2]), initial=0.0)
+    metres = may_be_metres and reach < 5 and not looks_normalised(array[..., :2])
     if third.size and (third.min() < -0.05 or third.max() > 1.5 or metres):
-        raise NoKeypoints(
-            f"expected x, y, confidence, found a third channel in {third.min():.3g} … {third.max():.3g} and coordinates up "
-            f"to {np.nanmax(np.abs(array[..., :2])):.3g}: these look like 3D results, not 2D keypoints"
+        raise ValueError(
+            f"expected x, y, confidence, found a third channel in {third.min():.3g} … {third.max():.3g} and "
+            f"coordinates up to {reach:.3g}: these look like 3D results, not 2D keypoints"
         )
     return array[..., :2], array[..., 2]
-
-
-def _landmark_range(xy: np.ndarray) -> bool:
-    return bool(xy.size) and float(np.mean(np.abs(xy) <= 2)) > 0.99
 
 
 def _people_first(array: np.ndarray, joints: int | None, notes: list[str]) -> tuple[np.ndarray, np.ndarray | None]:
@@ -283,8 +317,8 @@ def _people_first(array: np.ndarray, joints: int | None, notes: list[str]) -> tu
         fitting = [channels for channels in (2, 3) if shape[1] % channels == 0 and shape[1] // channels in known]
         if len(fitting) != 1:
             raise ValueError(
-                f"expected (frames, joints, 2 or 3), found shape {shape}, whose rows fit {len(fitting)} layouts of known "
-                "skeletons: reshape the array, or pass skeleton=..."
+                f"expected (frames, joints, 2 or 3), found shape {shape}, whose rows fit {len(fitting)} layouts "
+                "of known skeletons: reshape the array, or pass skeleton=..."
             )
         array = array.reshape(shape[0], -1, fitting[0])
     if array.ndim in (3, 4) and array.shape[-2:] == (4, 17):
@@ -294,17 +328,17 @@ def _people_first(array: np.ndarray, joints: int | None, notes: list[str]) -> tu
         a, b = array.shape[:2]
         if a == b or min(a, b) > 20:
             raise ValueError(
-                f"expected (people, frames, joints, channels), found shape {shape}, where people and frames cannot be told "
-                "apart: save it as member 'keypoints_2d' (people first) of an .npz file"
+                f"expected (people, frames, joints, channels), found shape {shape}, where people and frames cannot "
+                "be told apart: save it as member 'keypoints_2d' (people first) of an .npz file"
             )
         if a > b:
             notes.append(f"axes were read as {a} frames of {b} people")
             array = np.swapaxes(array, 0, 1)
     if array.shape[-2:] in ((33, 4), (33, 5)):
         return array[..., :2], array[..., 3]
-    if array.shape[-2:] == (33, 3) and np.nanmin(array[..., 2]) < 0:
+    if array.shape[-2:] == (33, 3) and np.nanmin(array[..., 2], initial=0.0) < 0:
         return array[..., :2], None
-    return _split_channels(array, own=False)
+    return _split_channels(array)
 
 
 def _pickle_refusal(members: dict[str, np.ndarray | None], key: str) -> str:
@@ -319,6 +353,6 @@ def _pickle_refusal(members: dict[str, np.ndarray | None], key: str) -> str:
     else:
         hint = "np.savez(new, keypoints_2d=np.stack(list(array)).astype('float32'), skeleton=...)"
     return (
-        f"expected plain numbers, found pickled Python objects in {key!r}, which can run code when loaded and are refused. "
-        f"If you trust the file, load it yourself with allow_pickle=True as old, and save it again: {hint}"
+        f"expected plain numbers, found pickled Python objects in {key!r}, which can run code when loaded and are "
+        f"refused. If you trust the file, load it yourself with allow_pickle=True as old, and save it again: {hint}"
     )

@@ -7,6 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -134,9 +135,21 @@ def _frame_numbers(labels: Iterable[int | str], notes: list[str]) -> dict[int | 
     return numbers
 
 
-def _stride(numbers: np.ndarray) -> int:
-    """n if every n-th frame of a video was processed: the common divisor of all steps; 1 for a handful of frames."""
-    return int(np.gcd.reduce(np.diff(np.unique(numbers)))) if len(np.unique(numbers)) > 3 else 1
+def _sequence(
+    found: Detections, label: list[int | str], fps: float | None, notes: list[str]
+) -> tuple[np.ndarray, float | None]:
+    """Frame numbers of the people, counted from 0 in steps of 1, and the frame rate that goes with them."""
+    numbers = _frame_numbers(found.labels, notes)
+    frame = np.array([numbers[name] for name in label], dtype=np.int64) - found.first_frame
+    if found.first_frame:
+        notes.append(f"frame numbers start at {found.first_frame} in the file, at 0 here")
+    every = np.unique(np.array(list(numbers.values()), dtype=np.int64)) - found.first_frame
+    # A common divisor of all steps means that only every n-th frame was processed; a handful of frames tells nothing.
+    step = int(np.gcd.reduce(np.diff(every))) if len(every) > 3 else 1
+    if step == 1:
+        return frame, fps
+    notes.append(f"one frame in {step} was processed: frame i is number {step} i + {every[0] % step} in the file")
+    return frame // step, fps / step if fps else None
 
 
 def _identities(track_id: list[Hashable], frame: np.ndarray, score: np.ndarray, notes: list[str]) -> np.ndarray:
@@ -174,7 +187,7 @@ def _implausible(xy: np.ndarray, skeleton: str) -> bool:
     }.get(skeleton, ())
     heights = [xy[:, joints, 1] for joints in layers]
     heights = [float(np.median(y[np.isfinite(y)])) for y in heights if np.isfinite(y).any()]
-    return any(above > below for above, below in zip(heights, heights[1:]))
+    return any(above > below for above, below in pairwise(heights))
 
 
 def to_pixels(
@@ -188,8 +201,8 @@ def to_pixels(
     normalised = looks_normalised(xy[seen])
     if units == "pixels" and normalised:
         raise ValueError(
-            f"expected pixels, found coordinates within {np.nanmin(xy[seen]):.3g} … {np.nanmax(xy[seen]):.3g}, which look "
-            "normalised: multiply them by the image size first"
+            f"expected pixels, found coordinates within {np.nanmin(xy[seen]):.3g} … {np.nanmax(xy[seen]):.3g}, which "
+            "look normalised: multiply them by the image size first"
         )
     if units == "unit" or (units == "either" and normalised):
         if image_size is None:
@@ -203,7 +216,8 @@ def to_pixels(
         reach = np.quantile(xy[seen], 0.99, axis=0)
         if (reach > 1.1 * np.asarray(image_size)).any():
             notes.append(
-                f"joints reach x = {reach[0]:.0f}, y = {reach[1]:.0f}, beyond image_size {image_size}: another resolution?"
+                f"joints reach x = {reach[0]:.0f}, y = {reach[1]:.0f}, beyond image_size {image_size}: "
+                "was another resolution meant?"
             )
     return xy
 
@@ -234,7 +248,8 @@ def _as_table(points: list[Sequence[float]], label: list[int | str]) -> np.ndarr
         person = wrong[0]
         expected = f"{usual} numbers (3 × {usual // 3} joints)" if usual % 3 == 0 else "x, y, confidence of each joint"
         raise ValueError(
-            f"expected {expected} for each person, found {lengths[person]} for person {person} (frame {label[person]!r})"
+            f"expected {expected} for each person, found {lengths[person]} for person {person} "
+            f"(frame {label[person]!r})"
         )
     try:
         return np.asarray(points, dtype=np.float64).reshape(len(points), -1, 3)
@@ -295,19 +310,7 @@ def to_tracks(
     if skeleton is None and found.skeleton is None and _implausible(xy, name):
         notes.append(f"joints are not where {name} expects them in an upright person: check skeleton=...")
 
-    numbers = _frame_numbers(found.labels, notes)
-    everyone = np.array(list(numbers.values()), dtype=np.int64) - found.first_frame
-    frame = np.array([numbers[name] for name in label], dtype=np.int64) - found.first_frame
-    if found.first_frame:
-        notes.append(f"frame numbers start at {found.first_frame} in the file, at 0 here")
-    stride = _stride(everyone)
-    if stride > 1:
-        notes.append(
-            f"every {stride}th frame was processed: frame i is frame {stride} i + {everyone[0] % stride} of the video"
-        )
-        frame = frame // stride
-        fps = fps / stride if fps else None
-
+    frame, fps = _sequence(found, label, fps, notes)
     ids = [found.track_id[i] for i in present]
     keep = _distinct(frame, table, ids, ~missing.all(-1), notes)
     frame, xy, confidence, raw = frame[keep], xy[keep], confidence[keep], raw[keep]

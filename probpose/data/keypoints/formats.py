@@ -21,10 +21,6 @@ WORLD_LANDMARK_KEYS = ("pose_world_landmarks", "poseWorldLandmarks", "worldLandm
 FRAME_KEYS = ("frame", "frame_id", "frame_idx", "frame_index", "frame_number")
 
 
-class NoKeypoints(ValueError):
-    """The file is sound, but holds something else than 2D keypoints."""
-
-
 def _first(record: dict, keys: Iterable[str], default: Any = None) -> Any:
     return next((record[key] for key in keys if record.get(key) is not None), default)
 
@@ -35,14 +31,17 @@ def _interleave(points: list, scores: Iterable[float] | None) -> list[float]:
     if len(scores) != len(points):
         raise ValueError(f"expected a score for each joint, found {len(points)} joints and {len(scores)} scores")
     if any(len(point) != 2 for point in points):
-        raise NoKeypoints("expected joints with x and y, found x, y, z: these are 3D results, not 2D keypoints")
+        raise ValueError("expected joints with x and y, found x, y, z: these are 3D results, not 2D keypoints")
     return [value for (x, y), c in zip(points, scores) for value in (x, y, c)]
 
 
 def _whole_body(record: dict) -> list[float]:
     """Flat keypoints of a COCO record, with feet, face and hands behind the body where the record has them all."""
     if "keypoints" not in record:
-        raise NoKeypoints("expected keypoints, found boxes only: this is a detector's file, run a pose estimator on it")
+        raise ValueError(
+            f"expected 'keypoints' for each person, found only {', '.join(map(repr, record))}: "
+            "if these are a detector's boxes, run a pose estimator on them"
+        )
     flat = record["keypoints"]
     if all(part in record for part in WHOLEBODY_PARTS):
         flat = sum((record[part] for part in WHOLEBODY_PARTS), list(flat))
@@ -78,7 +77,7 @@ def coco_annotations(content: dict) -> Detections:
     found = Detections(third="flag")
     images, annotations = content["images"], [a for a in content["annotations"] if "keypoints" in a]
     if not annotations and content["annotations"]:
-        raise NoKeypoints("expected annotations with keypoints, found boxes only")
+        raise ValueError("expected annotations with keypoints, found boxes only")
     numbers = [re.findall(r"\d+", str(image.get("file_name", "")).rsplit(".", 1)[0])[-1:] for image in images]
     named = all(numbers) and len({int(number[0]) for number in numbers}) == len(images)
     label = {image["id"]: int(number[0]) if named else image["id"] for image, number in zip(images, numbers)}
@@ -137,9 +136,8 @@ def _openpose_frame(found: Detections, label: int | str, frame: dict) -> None:
         if flat and isinstance(flat[0], list):
             flat = [value for joint in flat for value in joint]
         if not flat and person.get("pose_keypoints_3d"):
-            raise NoKeypoints("expected pose_keypoints_2d, found pose_keypoints_3d only: these are 3D results")
-        track = (person.get("person_id") or [None])[0]
-        found.add(label, flat, None, track)
+            raise ValueError("expected pose_keypoints_2d, found pose_keypoints_3d only: these are 3D results")
+        found.add(label, flat, None, _lowest(person.get("person_id")))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -148,7 +146,7 @@ def _openpose_frame(found: Detections, label: int | str, frame: dict) -> None:
 
 
 def alphapose(content: list | dict) -> Detections:
-    """All outputs of AlphaPose: its list, the combined files of `--format cmu` and `open`, and PoseFlow's dictionary."""
+    """All outputs of AlphaPose: its list, the files of `--format cmu` and `open`, and PoseFlow's dictionary."""
     if isinstance(content, list):
         return _alphapose_list(content)
     if "bodies" in content or "people" in content:
@@ -211,7 +209,7 @@ def mmpose(content: list | dict) -> Detections:
     found = Detections()
     meta = {}
     if isinstance(content, dict):
-        meta, content = content.get("meta_info") or {}, content["instance_info"]
+        meta, content = content.get("meta_info") or {}, content.get("instance_info", [content])
     if meta:
         names = meta.get("keypoint_id2name") or {}
         ordered = [names[key] for key in sorted(names, key=int)]
@@ -272,19 +270,20 @@ def _frames_of_people(content: list | dict) -> list[list[dict]]:
 
 
 def ultralytics(content: list | dict) -> Detections:
-    """`Results.to_json()`: people `{keypoints: {x, y, visible}, confidence, track_id}` of one frame or of each frame."""
+    """`Results.to_json()`: people `{keypoints: {x, y, visible}, confidence, track_id}` of one or of each frame."""
     found = Detections(units="either")
-    for index, people in enumerate(_frames_of_people(content)):
-        found.labels[index] = None
-        for person in _people(people, "class", 0, found):
-            if "keypoints" not in person:
-                raise NoKeypoints("expected keypoints, found boxes only: this is a detector's file; use a pose model")
-            joints = person["keypoints"]
-            x, y = joints["x"], joints["y"]
-            if len(x) != len(y):
-                raise ValueError(f"expected as many x as y, found {len(x)} and {len(y)} (frame {index})")
-            flat = _interleave(list(zip(x, y)), joints.get("visible"))
-            found.add(index, flat, person.get("confidence"), person.get("track_id"))
+    frames = _frames_of_people(content)
+    found.labels = dict.fromkeys(range(len(frames)))
+    records = [{"frame": index, **person} for index, people in enumerate(frames) for person in people]
+    for person in _people(records, "class", 0, found):
+        if "keypoints" not in person:
+            raise ValueError("expected keypoints, found boxes only: this is a detector's file; use a pose model")
+        joints = person["keypoints"]
+        x, y = joints["x"], joints["y"]
+        if len(x) != len(y):
+            raise ValueError(f"expected as many x as y, found {len(x)} and {len(y)} (frame {person['frame']})")
+        flat = _interleave(list(zip(x, y)), joints.get("visible"))
+        found.add(person["frame"], flat, person.get("confidence"), person.get("track_id"))
     return found
 
 
@@ -321,7 +320,7 @@ def _yolo_columns(rows: list[list[float]], joints: int | None) -> tuple[int, int
     """Number of joints and of numbers per joint, and whether a score and an id follow (an id may be missing)."""
     lengths = sorted({len(row) for row in rows})
     if lengths[-1] <= 7:
-        raise NoKeypoints(f"expected keypoints, found lines of {lengths[-1]} numbers: boxes only, use a pose model")
+        raise ValueError(f"expected keypoints, found lines of {lengths[-1]} numbers: boxes only, use a pose model")
     for count in [joints] if joints else [17, *sorted(set(JOINT_COUNTS.values()))]:
         for channels in (3, 2):
             extra = [length - 5 - count * channels for length in lengths]
@@ -365,7 +364,7 @@ def mediapipe(content: list | dict) -> Detections:
             )
             hips.append([(landmarks[23][axis] + landmarks[24][axis]) / 2 for axis in ("x", "y")])
     if hips and all(abs(x) < 0.02 and abs(y) < 0.02 for x, y in hips):
-        raise NoKeypoints("expected image landmarks, found world landmarks (hips at the origin): these are 3D results")
+        raise ValueError("expected image landmarks, found world landmarks (hips at the origin): these are 3D results")
     values = [abs(v) for flat in found.points for v in (*flat[::3], *flat[1::3]) if v is not None]
     if sum(v > 2 for v in values) > 0.01 * len(values):
         found.units = "pixels"
@@ -377,7 +376,7 @@ def _mediapipe_people(frame: Any) -> Iterator[list[dict]]:
     if isinstance(frame, dict):
         inner = _first(frame, LANDMARK_KEYS)
         if inner is None and _first(frame, WORLD_LANDMARK_KEYS):
-            raise NoKeypoints("expected image landmarks, found world landmarks only: these are 3D results")
+            raise ValueError("expected image landmarks, found world landmarks only: these are 3D results")
         frame = inner
     if not frame:
         return

@@ -35,10 +35,10 @@ DETECTOR_DEFAULTS = {17: "coco_17", 16: "mpii_16"}
 _PARTS = {21: "a hand", 68: "a face", 70: "a face"}
 
 _COCO_NAMES = (
-    "nose lefteye righteye leftear rightear leftshoulder rightshoulder leftelbow rightelbow leftwrist rightwrist lefthip "
-    "righthip leftknee rightknee leftankle rightankle"
-).split()
-_POSETRACK_NAMES = [_COCO_NAMES[0], "headbottom", "headtop", *_COCO_NAMES[3:]]
+    "nose lefteye righteye leftear rightear leftshoulder rightshoulder leftelbow rightelbow leftwrist rightwrist "
+    "lefthip righthip leftknee rightknee leftankle rightankle"
+)
+_POSETRACK_NAMES = _COCO_NAMES.replace("lefteye righteye", "headbottom headtop")
 
 _DATASETS = {
     "coco": "coco_17",
@@ -66,9 +66,9 @@ def joint_count(skeleton: str) -> tuple[str, int]:
 def skeleton_of_names(names: Sequence[str]) -> str | None:
     """The skeleton with these joint names in this order (case, spaces, `_` and `-` do not matter), or None."""
     plain = [re.sub(r"[\s_-]", "", str(name)).lower() for name in names]
-    if plain == _COCO_NAMES:
+    if " ".join(plain) == _COCO_NAMES:
         return "coco_17"
-    if plain == _POSETRACK_NAMES:
+    if " ".join(plain) == _POSETRACK_NAMES:
         return "posetrack_17"
     from probpose.skeletons import get_skeleton
 

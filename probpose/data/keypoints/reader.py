@@ -12,8 +12,7 @@ from typing import Any
 
 from . import formats
 from .arrays import load_members, numpy_tracks
-from .detections import Detections, sequence_number, to_tracks
-from .formats import NoKeypoints
+from .detections import Detections, to_tracks
 from .joint_sets import joint_count
 from .tracks import KeypointTrack, check_fps, check_image_size
 
@@ -47,7 +46,7 @@ def detect_format(path: str | os.PathLike) -> str:
     try:
         return _open(path, None)[0]
     except ValueError as error:
-        raise type(error)(f"{path}: {error}") from error
+        raise ValueError(f"{path}: {error}") from error
 
 
 def read_keypoints(
@@ -93,7 +92,7 @@ def read_keypoints(
         found = _parse(name, content, joint_count(skeleton)[1] if skeleton else None)
         return to_tracks(found, source, skeleton, image_size, fps)
     except ValueError as error:
-        raise type(error)(f"{path}: {error}") from error
+        raise ValueError(f"{path}: {error}") from error
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -116,7 +115,7 @@ def _open(path: Path, format: str | None) -> tuple[str, Any]:
     if path.is_dir():
         return _open_folder(path, format)
     suffix = path.suffix.lower()
-    if path.stat().st_size == 0 and suffix != ".txt":
+    if path.stat().st_size == 0:
         raise ValueError("expected keypoints, found an empty file")
     if suffix in (".npz", ".npy"):
         name = suffix[1:]
@@ -124,12 +123,11 @@ def _open(path: Path, format: str | None) -> tuple[str, Any]:
     elif suffix == ".txt":
         name, content = "yolo_txt", _Folder({path.name: _text(path)})
     elif suffix in (".json", ".jsonl"):
-        content = _json(path)
-        name = format if format in _JSON_PARSERS else _sniff(content)
+        name, content = _open_json({path.name: _json(path)}, format)
     elif suffix in (".pkl", ".pickle", ".pt", ".pth"):
         raise ValueError(
-            f"expected a file of plain numbers, found a pickle ({suffix}), which can run code when loaded and is refused. "
-            "If you trust it, load it yourself and save it with np.savez(new, keypoints_2d=..., skeleton=...)"
+            f"expected a file of plain numbers, found a pickle ({suffix}), which can run code when loaded and is "
+            "refused. If you trust it, load it yourself and save it with np.savez(new, keypoints_2d=..., skeleton=...)"
         )
     else:
         raise ValueError(f"expected .json, .jsonl, .npz, .npy, .txt or a folder, found {suffix or 'no suffix'!r}")
@@ -143,15 +141,7 @@ def _open_folder(path: Path, format: str | None) -> tuple[str, Any]:
     jsons = [name for name in names if name.lower().endswith(".json")]
     chosen = [name for name in jsons if name.endswith("_keypoints.json")] or jsons
     if chosen:
-        folder = _Folder({name: _json(path / name) for name in chosen})
-        filled = {name: content for name, content in folder.items() if not _is_empty(content)}
-        kinds = Counter([format] if format in _JSON_PARSERS else map(_sniff, (filled or folder).values()))
-        if len(kinds) > 1:
-            counts = ", ".join(f"{count} × {kind}" for kind, count in kinds.items())
-            raise ValueError(f"expected files of one format in the folder, found {counts}")
-        if len(chosen) == 1:
-            folder = folder[chosen[0]] if sequence_number(chosen[0]) is None else folder
-        name, content = next(iter(kinds)), folder
+        name, content = _open_json({name: _json(path / name) for name in chosen}, format)
     else:
         texts = [name for name in names if re.search(r"\d.*\.txt$", name)]
         if not texts:
@@ -164,6 +154,19 @@ def _open_folder(path: Path, format: str | None) -> tuple[str, Any]:
     if format not in (None, name):
         raise ValueError(f"expected format {format!r}, found {name!r}")
     return name, content
+
+
+def _open_json(contents: dict[str, Any], format: str | None) -> tuple[str, Any]:
+    """The common format of JSON contents by file name. A single one is a file of its own, if not named as a frame."""
+    filled = {name: content for name, content in contents.items() if not _is_empty(content)}
+    kinds = Counter([format] if format in _JSON_PARSERS else map(_sniff, (filled or contents).values()))
+    if len(kinds) > 1:
+        counts = ", ".join(f"{count} × {kind}" for kind, count in kinds.items())
+        raise ValueError(f"expected files of one format in the folder, found {counts}")
+    name, content = next(iter(contents.items()))
+    if len(contents) == 1 and not re.search(r"\d_keypoints\.json$", name):
+        return next(iter(kinds)), content
+    return next(iter(kinds)), _Folder(contents)
 
 
 def _text(path: Path) -> str:
@@ -216,9 +219,9 @@ def _sniff(content: Any) -> str:
     if isinstance(content, dict):
         name = _sniff_dict(content)
     elif isinstance(content, list):
-        # The first entry with something in it speaks for all; only empty ones mean frames without people.
-        element = next((entry for entry in content if entry), content[0] if content else None)
-        name = _sniff_element(element) if content else "coco_results"
+        # The first entry with something in it speaks for all; only empty ones are frames without people in any format.
+        element = next((entry for entry in content if entry), None)
+        name = "ultralytics" if _is_empty(content) and element is None else _sniff_element(element)
     else:
         name = None
     if name is None:
@@ -246,7 +249,7 @@ def _sniff_dict(content: dict) -> str | None:
     if isinstance(first, dict) and ("people" in first or "bodies" in first):
         return "alphapose"
     filled = next((value for value in content.values() if value), None)
-    if isinstance(filled, list) and isinstance(filled[0], dict) and "keypoints" in filled[0] and first is not None:
+    if isinstance(filled, list) and isinstance(filled[0], dict) and "keypoints" in filled[0]:
         return "alphapose"
     return _sniff_element(content)
 
@@ -260,8 +263,6 @@ def _sniff_element(element: Any) -> str | None:
     if isinstance(element, list):
         if len(element) == 33 and isinstance(element[0], dict) and "x" in element[0]:
             return "mediapipe"
-        if not element:
-            return "ultralytics"
         inner = next((entry for entry in element if entry), None)
         return _sniff_element(inner) if isinstance(inner, dict) else None
     if not isinstance(element, dict):
@@ -316,6 +317,3 @@ def _parse(name: str, content: Any, joints: int | None) -> Detections:
         raise ValueError(
             f"expected the layout of {name!r}, found something else: {what} ({_describe(content)})"
         ) from error
-
-
-__all__ = ["NoKeypoints", "detect_format", "list_formats", "read_keypoints"]

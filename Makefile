@@ -1,0 +1,31 @@
+# Two commands: `make demo` samples the shipped keypoints with the shipped model, `make test` runs the suite.
+# Both make the environment on first use and reuse it afterwards; only the package index is needed.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: demo test lint clean
+
+demo: $(READY)
+	$(BIN)/probpose sample examples/data/walk.npz --model hub/models/d3dp-mocap17 --out out --overwrite
+	@echo "Look at out/walk.png and open out/walk.html in a browser."
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# torch first, at the tested version: the pinned release has a CPU build everywhere, the newest may pull in gigabytes of CUDA.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) out build dist *.egg-info

@@ -1,0 +1,79 @@
+"""How far hypotheses reproject from the keypoints they were made from, and the choice between them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .camera import Camera
+
+
+def reprojection_error(pose: Tensor, keypoints_2d: Tensor, camera: Camera | Tensor, root: Tensor) -> Tensor:
+    """Distance in the image between reprojected poses and keypoints, in the unit of the keypoints.
+
+    Args:
+        pose: root-relative poses `(*batch, *extra, frames, joints, 3)`, camera axes. `extra` are the axes that the keypoints lack:
+            none, `(hypotheses,)` or `(iterations, hypotheses)`.
+        keypoints_2d: `(*batch, frames, joints, 2)` in the camera's unit (pixels or screen units); NaN = not observed.
+        camera: a `Camera` or the field's vector `(..., 9)` (see `Camera.from_vector`): one, one per batch entry, or one per frame
+            `(*batch, frames)`.
+        root: root trajectory `(*batch, frames, 3)`, or one per hypothesis `(*batch, hypotheses, frames, 3)`, in the unit of `pose`; a
+            joint axis of size one before the last is accepted.
+
+    Returns:
+        `(*batch, *extra, frames, joints)`; zero where the keypoint is not observed.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    if keypoints_2d.ndim < 3 or keypoints_2d.shape[-1] != 2:
+        raise ValueError(f"keypoints_2d must have shape (..., frames, joints, 2), got {tuple(keypoints_2d.shape)}")
+    *batch, frames, joints, _ = keypoints_2d.shape
+    lead, extra = len(batch), pose.ndim - keypoints_2d.ndim
+    if extra < 0 or pose.shape[-3:] != (frames, joints, 3) or list(pose.shape[:lead]) != batch:
+        expected = ", ".join(map(str, [*batch, "...", frames, joints, 3]))
+        raise ValueError(f"pose must have shape ({expected}) to go with the keypoints, got {tuple(pose.shape)}")
+    if not isinstance(camera, Camera):
+        camera = Camera.from_vector(camera)
+
+    # The extra axes go last, so that keypoints and cameras, whatever axes they have, meet the poses' leading axes.
+    order = [*range(lead), *range(pose.ndim - 3, pose.ndim - 1), *range(lead, lead + extra), pose.ndim - 1]
+    points = pose.permute(order) + _root_of(root, batch, frames, extra).permute(order).to(pose)
+    keypoints_2d = keypoints_2d.to(pose).reshape(*batch, frames, joints, *[1] * extra, 2)
+    observed = torch.isfinite(keypoints_2d).all(-1, keepdim=True)
+    difference = torch.where(observed, camera.project(points) - keypoints_2d, 0.0)
+    return torch.linalg.vector_norm(difference, dim=-1).movedim((lead, lead + 1), (-2, -1))
+
+
+def select_by_reprojection(errors: Tensor, dim: int) -> Tensor:
+    """Index of the least error along `dim`; ties go to the lowest index on every device, NaN is never preferred.
+
+    Args:
+        errors: any shape, floating.
+        dim: the axis of the hypotheses, which disappears.
+
+    Raises:
+        ValueError: no hypothesis to choose from.
+    """
+    count = errors.shape[dim]
+    if count == 0:
+        raise ValueError(f"errors must hold at least one hypothesis along axis {dim}, got shape {tuple(errors.shape)}")
+    errors = torch.where(errors.isnan(), torch.inf, errors)
+    shape = [1] * errors.ndim
+    shape[dim] = count
+    index = torch.arange(count, device=errors.device).reshape(shape)
+    # torch.argmin may return any of several minima.
+    return torch.where(errors == errors.amin(dim, keepdim=True), index, count).amin(dim)
+
+
+def _root_of(root: Tensor, batch: list[int], frames: int, extra: int) -> Tensor:
+    """The root with all axes of the pose, `(*batch, *extra, frames, 1, 3)`, singleton where it is shared."""
+    lead = len(batch)
+    trajectory = root
+    if root.ndim > lead + 2 and root.shape[-2] == 1 and root.shape[-3] == frames:
+        trajectory = root.squeeze(-2)
+    own = trajectory.ndim - lead - 2
+    if not 0 <= own <= extra or trajectory.shape[-2:] != (frames, 3) or list(trajectory.shape[:lead]) != batch:
+        expected = ", ".join(map(str, [*batch, frames, 3]))
+        raise ValueError(f"root must have shape ({expected}) or one trajectory per hypothesis, got {tuple(root.shape)}")
+    return trajectory.reshape(*batch, *[1] * (extra - own), *trajectory.shape[lead:-1], 1, 3)
