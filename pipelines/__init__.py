@@ -1,5 +1,9 @@
 """Pipelines: 2D keypoints in, hypotheses, aggregated pose and uncertainty out."""
 
+# diffusers loads components only from modules that are imported already
+import probpose.models
+import probpose.schedulers
+
 from .pipeline_d3dp import D3DPPipeline, SamplerSettings
 from .pipeline_output import ProbPosePipelineOutput
 from .pipeline_probpose import ProbPosePipeline

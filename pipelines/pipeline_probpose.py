@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from probpose.aggregation import Aggregator, get_aggregator
+from probpose.aggregation import Aggregator
 from probpose.geometry import Camera, check_image_size, estimate_root, normalise_screen, reexpress_keypoints
 from probpose.skeletons import convert_with_confidence, get_skeleton
 
@@ -54,7 +54,7 @@ class ProbPosePipeline(DiffusionPipeline):
 
         Args:
             pretrained_model_name_or_path: folder with a `model_index.json`, or a Hub id.
-            torch_dtype: weights are converted to it; default float32.
+            dtype: weights are converted to it; default float32.
             **kwargs: as for `diffusers.DiffusionPipeline.from_pretrained` (revision, cache_dir, local_files_only, …).
 
         Raises:
@@ -66,18 +66,25 @@ class ProbPosePipeline(DiffusionPipeline):
         path = Path(pretrained_model_name_or_path)
         if path.is_dir():
             _check_folder(path)
-        elif path.exists() or str(pretrained_model_name_or_path).count("/") != 1 or str(path).startswith((".", "/", "~")):
+        elif (
+            path.exists() or str(pretrained_model_name_or_path).count("/") != 1 or str(path).startswith((".", "/", "~"))
+        ):
             raise FileNotFoundError(f"no model folder at {path} (a Hub id looks like 'user/model')")
-        kwargs.setdefault("torch_dtype", torch.float32)
+        if "torch_dtype" not in kwargs:
+            kwargs.setdefault("dtype", torch.float32)
         if cls is not ProbPosePipeline:
             return super().from_pretrained(str(pretrained_model_name_or_path), **kwargs)
         hub_arguments = ("cache_dir", "force_download", "proxies", "token", "local_files_only", "revision")
-        index = cls.load_config(str(pretrained_model_name_or_path), **{k: kwargs[k] for k in hub_arguments if k in kwargs})
+        index = cls.load_config(
+            str(pretrained_model_name_or_path), **{k: kwargs[k] for k in hub_arguments if k in kwargs}
+        )
         name = index.get("_class_name")
         target = getattr(public, name, None) if name in public.__all__ else None
         if target is None or target is ProbPosePipeline or not issubclass(target, ProbPosePipeline):
             known = sorted(n for n in public.__all__ if n.endswith("Pipeline") and n != "ProbPosePipeline")
-            raise ValueError(f"{pretrained_model_name_or_path} holds a {name!r}, which is no probpose pipeline; known: {known}")
+            raise ValueError(
+                f"{pretrained_model_name_or_path} holds a {name!r}, which is no probpose pipeline; known: {known}"
+            )
         return target.from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @property
@@ -178,7 +185,9 @@ class ProbPosePipeline(DiffusionPipeline):
         if not batched:
             confidence = confidence[None]
         if confidence.shape != keypoints.shape[:-1]:
-            raise ValueError(f"confidence must have the shape of keypoints_2d without its last axis, got {tuple(confidence.shape)}")
+            raise ValueError(
+                f"confidence must have the shape of keypoints_2d without its last axis, got {tuple(confidence.shape)}"
+            )
         confidence = torch.nan_to_num(confidence, nan=0.0)
         if (confidence < 0).any() or (confidence > 1).any():
             low, high = confidence.min().item(), confidence.max().item()
@@ -198,10 +207,14 @@ class ProbPosePipeline(DiffusionPipeline):
             raise ValueError(f"camera must be a probpose.geometry.Camera, got {type(camera).__name__}")
         leading = camera.focal.shape[:-1]
         if leading not in ((), (1,), (batch,)):
-            raise ValueError(f"camera must be one camera or one per clip ({batch}), got parameters of shape {tuple(camera.focal.shape)}")
+            raise ValueError(
+                f"camera must be one camera or one per clip ({batch}), got parameters of shape {tuple(camera.focal.shape)}"
+            )
         image_size = image_size or camera.image_size
         if image_size is None and self.denoiser.config.get("canonical_camera") is None:
-            raise ValueError("this model normalises by the image width: pass image_size=(width, height), or a camera that has it")
+            raise ValueError(
+                "this model normalises by the image width: pass image_size=(width, height), or a camera that has it"
+            )
         return camera.to(self.device), image_size
 
     @staticmethod
@@ -238,7 +251,9 @@ def _as_keypoints(value: Any, device: torch.device) -> tuple[Tensor, bool]:
         raise ValueError(f"keypoints_2d must be a numeric array (batch, frames, joints, 2): {error}") from None
     if keypoints.ndim not in (3, 4) or keypoints.shape[-1] != 2:
         hint = "; pass confidences separately" if keypoints.ndim in (3, 4) and keypoints.shape[-1] == 3 else ""
-        raise ValueError(f"keypoints_2d must have shape ([batch,] frames, joints, 2), got {tuple(keypoints.shape)}{hint}")
+        raise ValueError(
+            f"keypoints_2d must have shape ([batch,] frames, joints, 2), got {tuple(keypoints.shape)}{hint}"
+        )
     if keypoints.is_complex() or keypoints.dtype == torch.bool:
         raise ValueError(f"keypoints_2d must hold real numbers, got {keypoints.dtype}")
     for axis, name in ((0, "frames" if keypoints.ndim == 3 else "clips"), (-3, "frames")):

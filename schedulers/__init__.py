@@ -1,6 +1,6 @@
 """Noise schedules and samplers, all diffusers `SchedulerMixin`s."""
 
-from diffusers.schedulers.scheduling_utils import SchedulerMixin  # diffusers finds the loader of a component by this name
+from diffusers.schedulers.scheduling_utils import SchedulerMixin  # diffusers finds a component's loader by this name
 
 from .scheduling_d3dp import D3DPScheduler, D3DPSchedulerOutput
 

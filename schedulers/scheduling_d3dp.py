@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -69,7 +70,7 @@ class D3DPScheduler(SchedulerMixin, ConfigMixin):
         times = torch.linspace(-1, total - 1, num_inference_steps + 1, dtype=torch.float32).int().flip(0).tolist()
         self.num_inference_steps = num_inference_steps
         self.timesteps = torch.tensor(times[:-1], dtype=torch.int64, device=device)
-        self._next = dict(zip(times[:-1], times[1:]))
+        self._next = dict(pairwise(times))
 
     def scale_model_input(self, sample: Tensor, timestep: int | Tensor | None = None) -> Tensor:
         """What the network sees of x: clamped to the clip range and divided by the signal scale."""
@@ -90,7 +91,7 @@ class D3DPScheduler(SchedulerMixin, ConfigMixin):
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
     ) -> D3DPSchedulerOutput | tuple[Tensor, Tensor]:
-        """One reverse step (DDIM, Song et al. 2021, eq. 12, with the predicted noise derived from the *clamped* clean pose).
+        """One reverse step (DDIM, Song et al. 2021, eq. 12, the predicted noise derived from the *clamped* clean pose).
 
         Args:
             model_output: predicted clean pose, unscaled.
@@ -136,8 +137,15 @@ class D3DPScheduler(SchedulerMixin, ConfigMixin):
             original_samples: clean poses x0 `(batch, ...)`.
             noise: standard normal, same shape.
             timesteps: integers `(batch,)` or one integer.
+
+        Raises:
+            ValueError: a timestep outside 0..T - 1.
         """
-        alpha = self.alphas_cumprod.to(original_samples.device)[torch.as_tensor(timesteps)]
-        alpha = alpha.reshape(-1, *[1] * (original_samples.ndim - 1))
-        noisy = alpha.sqrt() * self.config.scale * original_samples + (1 - alpha).sqrt() * noise
+        timesteps = torch.as_tensor(timesteps).cpu()
+        if timesteps.min() < 0 or timesteps.max() >= len(self):
+            raise ValueError(f"timesteps must lie in 0..{len(self) - 1}, got {timesteps.tolist()}")
+        # Rounded to float32 only after the square roots: 1 - ᾱ is 4e-5 at t = 0. (Some devices have no float64.)
+        alpha = self.alphas_cumprod[timesteps].reshape(-1, *[1] * (original_samples.ndim - 1))
+        signal, sigma = (root.to(original_samples.device, torch.float32) for root in (alpha.sqrt(), (1 - alpha).sqrt()))
+        noisy = signal * self.config.scale * original_samples + sigma * noise
         return self.scale_model_input(noisy).to(original_samples.dtype)

@@ -1,0 +1,30 @@
+"""2D keypoint files, motion-capture clips and training windows. Names are imported on first use."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "BodyVariation": "augmentation",
+    "CameraVariation": "augmentation",
+    "DetectorNoise": "augmentation",
+    "KeypointTrack": "keypoints",
+    "MocapClips": "mocap",
+    "MotionClip": "mocap_files",
+    "TrainingWindows": "dataset",
+    "clips_to_npz": "mocap_files",
+    "detect_format": "keypoints",
+    "list_formats": "keypoints",
+    "read_keypoints": "keypoints",
+    "read_motion": "mocap_files",
+    "write_keypoints": "keypoints",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,12 +10,14 @@ from .camera import (
 )
 from .procrustes import procrustes_align
 from .reprojection import reprojection_error, select_by_reprojection
+from .root import estimate_root
 from .rotation import quaternion_to_matrix, rotation_between_z_and
 
 __all__ = [
     "Camera",
     "check_image_size",
     "denormalise_screen",
+    "estimate_root",
     "h36m_camera",
     "normalise_screen",
     "procrustes_align",

@@ -1,6 +1,7 @@
-"""Pinhole cameras with lens distortion: projection, its inverse, screen normalisation and the way between world and camera axes.
+"""Pinhole cameras with lens distortion: projection and back, screen units, world and camera axes.
 
-Axes: camera x right, y down, z forward; world z up. Lengths in metres, image coordinates in pixels unless said otherwise.
+Axes: camera x right, y down, z forward; world z up. Lengths in metres, image coordinates in pixels unless said
+otherwise.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class Camera:
         convention: `"field"`, the lifting field's tangential term `x (radial + <p, x>) + p r²`, or `"opencv"`,
             where p1 belongs to y and p2 to x and the mixed term carries a factor two.
         slope_limit: rays are clamped to this slope |X/Z| before distortion. None means 1 (45°) for the field's
-            convention, as every published lifter does (the distortion polynomial is fitted inside it), and no limit for OpenCV's.
+            convention, as every published lifter does (the distortion polynomial is fitted inside it), and no limit for
+            OpenCV's.
 
     Raises:
         ValueError: focal length not positive, non-finite parameters, image size not positive, unknown convention.
@@ -61,7 +63,14 @@ class Camera:
     def __post_init__(self) -> None:
         if self.convention not in CONVENTIONS:
             raise ValueError(f"camera convention must be one of {CONVENTIONS}, got {self.convention!r}")
-        sizes = {"focal": (2,), "centre": (2,), "radial": (3,), "tangential": (2,), "rotation": (3, 3), "translation": (3,)}
+        sizes = {
+            "focal": (2,),
+            "centre": (2,),
+            "radial": (3,),
+            "tangential": (2,),
+            "rotation": (3, 3),
+            "translation": (3,),
+        }
         for name, shape in sizes.items():
             value = getattr(self, name)
             if value is None:
@@ -72,7 +81,9 @@ class Camera:
             if name == "focal" and value.ndim == 0:
                 value = value.repeat(2)
             if value.shape[value.ndim - len(shape) :] != shape:
-                raise ValueError(f"camera {name} must have shape (..., {', '.join(map(str, shape))}), got {tuple(value.shape)}")
+                raise ValueError(
+                    f"camera {name} must have shape (..., {', '.join(map(str, shape))}), got {tuple(value.shape)}"
+                )
             if not torch.isfinite(value).all():
                 raise ValueError(f"camera {name} must be finite, got {value.tolist()}")
             object.__setattr__(self, name, value)
@@ -89,8 +100,8 @@ class Camera:
 
         Args:
             width, height: pixels.
-            fov: field of view over the *longer* image side in degrees, so that a portrait phone video gets the same lens
-                as a landscape one.
+            fov: field of view over the *longer* image side in degrees, so that a portrait phone video gets the same
+                lens as a landscape one.
         """
         width, height = check_image_size((width, height))
         if not 0 < fov < 180:
@@ -100,16 +111,25 @@ class Camera:
 
     @classmethod
     def from_vector(cls, vector: Tensor, image_size: tuple[int, int] | None = None) -> Camera:
-        """From the field's nine numbers `(..., 9)`: fx, fy, cx, cy, k1, k2, k3, p1, p2, in pixels or in screen units."""
+        """From the field's nine numbers `(..., 9)`: fx, fy, cx, cy, k1, k2, k3, p1, p2, in pixels or screen units."""
         vector = torch.as_tensor(vector)
         if vector.shape[-1:] != (9,):
-            raise ValueError(f"a camera vector has 9 numbers (fx fy cx cy k1 k2 k3 p1 p2), got shape {tuple(vector.shape)}")
+            raise ValueError(
+                f"a camera vector has 9 numbers (fx fy cx cy k1 k2 k3 p1 p2), got shape {tuple(vector.shape)}"
+            )
         return cls(vector[..., :2], vector[..., 2:4], vector[..., 4:7], vector[..., 7:9], image_size=image_size)
 
     def to_vector(self) -> Tensor:
-        """The field's nine numbers `(..., 9)`; the inverse of `from_vector`."""
-        radial = torch.zeros_like(self.focal[..., :1]).expand(*self.focal.shape[:-1], 3) if self.radial is None else self.radial
-        tangential = torch.zeros_like(self.focal) if self.tangential is None else self.tangential
+        """The field's nine numbers `(..., 9)`; the inverse of `from_vector`.
+
+        Raises:
+            ValueError: tangential distortion in OpenCV's convention, which these numbers cannot express.
+        """
+        if self.convention != "field" and self.tangential is not None:
+            raise ValueError(f"a camera vector is in the field's convention, this camera is in {self.convention!r}")
+        none = torch.zeros_like(self.focal)
+        radial = none[..., :1].expand(*none.shape[:-1], 3) if self.radial is None else self.radial
+        tangential = none if self.tangential is None else self.tangential
         return torch.cat([self.focal, self.centre, radial, tangential], dim=-1)
 
     def to(self, *args: Any, **kwargs: Any) -> Camera:
@@ -120,8 +140,9 @@ class Camera:
     def project(self, points: Tensor) -> Tensor:
         """Project camera-space points `(*batch, ..., 3)` in metres to pixels `(*batch, ..., 2)`.
 
-        Differentiable. Nothing is clipped to the image; points at or behind the image plane give finite but meaningless pixels
-        (test `points[..., 2] > 0`). Source of the field's formula: the Human3.6M camera model as used by VideoPose3D and D3DP.
+        Differentiable. Nothing is clipped to the image; points at or behind the image plane give finite but meaningless
+        pixels (test `points[..., 2] > 0`). Source of the field's formula: the Human3.6M camera model as used by
+        VideoPose3D and D3DP.
         """
         depth = points[..., 2:]
         slopes = self._limited(points[..., :2] / torch.where(depth.abs() < 1e-8, torch.full_like(depth, 1e-8), depth))
@@ -131,8 +152,8 @@ class Camera:
     def unproject(self, keypoints: Tensor, iterations: int = 10) -> Tensor:
         """Undistorted ray slopes (X/Z, Y/Z) `(*batch, ..., 2)` of pixels `(*batch, ..., 2)`; NaN stays NaN.
 
-        The distortion is inverted by fixed-point iteration, which converges inside the lens's calibrated range; beyond `slope_limit`
-        the displacement is held at its value there.
+        The distortion is inverted by fixed-point iteration, which converges inside the lens's calibrated range; beyond
+        `slope_limit` the displacement is held at its value there.
         """
         distorted = (keypoints - _aligned(self.centre, keypoints)) / _aligned(self.focal, keypoints)
         if self.radial is None and self.tangential is None:
@@ -143,7 +164,7 @@ class Camera:
         return slopes
 
     def _limited(self, slopes: Tensor) -> Tensor:
-        # A slope of 10⁴ is 89.99°: no limit to any lens, but the distortion polynomial stays finite in single precision.
+        # A slope of 10⁴ is 89.99°: no limit to any lens, but the distortion polynomial stays finite in float32.
         limit = self.slope_limit or (1.0 if self.convention == "field" else 1e4)
         return slopes.clamp(-limit, limit)
 
@@ -184,7 +205,7 @@ class Camera:
         return rotation, _aligned(self.translation, points)
 
     def normalised(self) -> Camera:
-        """The same camera in screen units: intrinsics divided by half the image *width* on both axes (see `normalise_screen`).
+        """The same camera in screen units: both axes divided by half the image *width* (see `normalise_screen`).
 
         The result has no `image_size`, so that it cannot be normalised twice or mirrored as if it were in pixels.
         """
@@ -221,7 +242,7 @@ def check_image_size(image_size: Any) -> tuple[int, int]:
 
 
 def normalise_screen(keypoints: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """Pixels `(..., 2)` to screen units: u' = 2u/w - 1, v' = 2v/w - h/w (both by the width, so the aspect ratio is kept)."""
+    """Pixels `(..., 2)` to screen units: u' = 2u/w - 1, v' = 2v/w - h/w (both by the width: the aspect stays)."""
     width, height = check_image_size(image_size)
     scaled = keypoints * (2 / width)  # floating, also where pixels are integers
     return scaled - scaled.new_tensor([1.0, height / width])
@@ -235,10 +256,10 @@ def denormalise_screen(keypoints: Tensor, image_size: tuple[int, int]) -> Tensor
 
 
 def reexpress_keypoints(keypoints: Tensor, source: Camera, target: Camera) -> Tensor:
-    """Pixels of `source` as `target` would see them from the same place: undistort, then project; `(*batch, ..., 2)`, NaN stays NaN.
+    """Pixels `(*batch, ..., 2)` of `source` as `target` would see them from the same place; NaN stays NaN.
 
-    With the camera known this removes the focal length, the principal point and the lens distortion as a domain gap: a network
-    trained behind one canonical camera meets only that camera.
+    With the camera known this removes the focal length, the principal point and the lens distortion as a domain gap: a
+    network trained behind one canonical camera meets only that camera.
     """
     slopes = source.unproject(keypoints)
     return target.project(torch.cat([slopes, torch.ones_like(slopes[..., :1])], dim=-1))
@@ -250,7 +271,9 @@ def _h36m_record() -> dict[str, Any]:
 
 
 def h36m_camera(index: int, subject: str | None = None) -> Camera:
-    """Human3.6M camera 0..3 (54138969, 55011271, 58860488, 60457274); with a subject ("S1", "S5".. "S11") also its extrinsics.
+    """Human3.6M camera 0..3 (54138969, 55011271, 58860488, 60457274).
+
+    With a subject ("S1", "S5".. "S11") it has extrinsics too.
 
     Raises:
         ValueError: index outside 0..3, or a subject without published extrinsics.

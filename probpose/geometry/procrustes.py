@@ -9,8 +9,8 @@ from torch import Tensor
 def procrustes_align(source: Tensor, target: Tensor, scale: bool = True, weights: Tensor | None = None) -> Tensor:
     """Move `source` onto `target` by the similarity that leaves the least squared distance; mirroring is not allowed.
 
-    Differentiable in both arguments, also where singular values coincide or vanish. Degenerate sources (one point, all points equal)
-    land on the centroid of the target.
+    Differentiable in both arguments, also where singular values coincide or vanish. A source without extent (one point,
+    all points equal) lands on the centroid of the target.
 
     Args:
         source: points `(..., points, 3)`.
@@ -34,20 +34,26 @@ def procrustes_align(source: Tensor, target: Tensor, scale: bool = True, weights
     for name, points in (("source", source), ("target", target)):
         if not torch.isfinite(points).all():
             raise ValueError(f"{name} must be finite, got {int((~torch.isfinite(points)).sum())} non-finite values")
-    if weights is None:
-        weights = source.new_ones(source.shape[-2])
-    elif weights.shape[-1:] != source.shape[-2:-1] or not (weights >= 0).all():
-        raise ValueError(f"weights must be non-negative with shape (..., {source.shape[-2]}), got {tuple(weights.shape)}")
-    weights = (weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny))[..., None].to(source)
+    weights = source.new_ones(source.shape[-2]) if weights is None else weights.to(source)
+    if weights.shape[-1:] != source.shape[-2:-1] or not (weights >= 0).all():
+        raise ValueError(
+            f"weights must be non-negative with shape (..., {source.shape[-2]}), got {tuple(weights.shape)}"
+        )
+    weights = (weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny))[..., None]
 
     middle = (weights * target).sum(-2, keepdim=True)
+    extent = (weights * source.detach() ** 2).sum((-2, -1))
     source = source - (weights * source).sum(-2, keepdim=True)
     covariance = (weights * (target - middle)).mT @ source
     rotation = _nearest_rotation(covariance)
     aligned = source @ rotation.mT
     if scale:
-        variance = (weights * source**2).sum((-2, -1)).clamp_min(torch.finfo(source.dtype).tiny)
-        aligned = aligned * ((rotation * covariance).sum((-2, -1)) / variance)[..., None, None]
+        variance = (weights * source**2).sum((-2, -1))
+        # Points that differ by rounding only have no size; the rest keeps variance² above the smallest number.
+        limits = torch.finfo(source.dtype)
+        sized = variance > (8 * limits.eps) ** 2 * extent + limits.tiny**0.5
+        factor = (rotation * covariance).sum((-2, -1)) / torch.where(sized, variance, 1.0)
+        aligned = aligned * torch.where(sized, factor, 0.0)[..., None, None]
     return aligned + middle
 
 
@@ -60,13 +66,11 @@ def _nearest_rotation(matrix: Tensor) -> Tensor:
     if not matrix.requires_grad:
         return rotation
 
-    # Differentiating the SVD itself divides by differences of singular values. The optimum needs their sums only: turn R by exp([w]×);
-    # the maximum over w satisfies (trace(H) - H) w = axial(RᵀM) with H = RᵀM symmetric, which is zero in value but not in derivative.
+    # Differentiating the SVD itself divides by differences of singular values. The optimum needs their sums only: turn
+    # R by exp([w]×); the maximum over w satisfies (trace(H) - H) w = axial(RᵀM) with H = RᵀM symmetric, which is zero
+    # in value but not in derivative.
     turned = rotation.mT @ matrix
-    axial = torch.stack(
-        [turned[..., i, j] - turned[..., j, i] for i, j in ((2, 1), (0, 2), (1, 0))],
-        dim=-1,
-    )
+    axial = torch.stack([turned[..., i, j] - turned[..., j, i] for i, j in ((2, 1), (0, 2), (1, 0))], dim=-1)
     stiffness = (s * signs).sum(-1, keepdim=True) - s * signs
     determined = stiffness > torch.finfo(s.dtype).eps ** 0.5 * s[..., :1]
     compliance = torch.where(determined, 1 / torch.where(determined, stiffness, 1.0), 0.0)

@@ -12,13 +12,13 @@ def reprojection_error(pose: Tensor, keypoints_2d: Tensor, camera: Camera | Tens
     """Distance in the image between reprojected poses and keypoints, in the unit of the keypoints.
 
     Args:
-        pose: root-relative poses `(*batch, *extra, frames, joints, 3)`, camera axes. `extra` are the axes that the keypoints lack:
-            none, `(hypotheses,)` or `(iterations, hypotheses)`.
+        pose: root-relative poses `(*batch, *extra, frames, joints, 3)`, camera axes. `extra` are the axes that the
+            keypoints lack: none, `(hypotheses,)` or `(iterations, hypotheses)`.
         keypoints_2d: `(*batch, frames, joints, 2)` in the camera's unit (pixels or screen units); NaN = not observed.
-        camera: a `Camera` or the field's vector `(..., 9)` (see `Camera.from_vector`): one, one per batch entry, or one per frame
-            `(*batch, frames)`.
-        root: root trajectory `(*batch, frames, 3)`, or one per hypothesis `(*batch, hypotheses, frames, 3)`, in the unit of `pose`; a
-            joint axis of size one before the last is accepted.
+        camera: a `Camera` or the field's vector `(..., 9)` (see `Camera.from_vector`): one, one per batch entry, or one
+            per frame `(*batch, frames)`.
+        root: root trajectory `(*batch, frames, 3)`, or one per hypothesis `(*batch, hypotheses, frames, 3)`, in the
+            unit of `pose`; a joint axis of size one before the last is accepted.
 
     Returns:
         `(*batch, *extra, frames, joints)`; zero where the keypoint is not observed.
@@ -35,10 +35,13 @@ def reprojection_error(pose: Tensor, keypoints_2d: Tensor, camera: Camera | Tens
         raise ValueError(f"pose must have shape ({expected}) to go with the keypoints, got {tuple(pose.shape)}")
     if not isinstance(camera, Camera):
         camera = Camera.from_vector(camera)
+    views = camera.focal.shape[:-1]
+    if len(views) > lead + 1 or any(n not in (1, size) for n, size in zip(views, (*batch, frames))):
+        raise ValueError(f"camera axes must be none or those of the keypoints {(*batch, frames)}, got {tuple(views)}")
 
     # The extra axes go last, so that keypoints and cameras, whatever axes they have, meet the poses' leading axes.
     order = [*range(lead), *range(pose.ndim - 3, pose.ndim - 1), *range(lead, lead + extra), pose.ndim - 1]
-    points = pose.permute(order) + _root_of(root, batch, frames, extra).permute(order).to(pose)
+    points = pose.permute(order) + _root_of(root, pose, lead).permute(order).to(pose)
     keypoints_2d = keypoints_2d.to(pose).reshape(*batch, frames, joints, *[1] * extra, 2)
     observed = torch.isfinite(keypoints_2d).all(-1, keepdim=True)
     difference = torch.where(observed, camera.project(points) - keypoints_2d, 0.0)
@@ -66,14 +69,15 @@ def select_by_reprojection(errors: Tensor, dim: int) -> Tensor:
     return torch.where(errors == errors.amin(dim, keepdim=True), index, count).amin(dim)
 
 
-def _root_of(root: Tensor, batch: list[int], frames: int, extra: int) -> Tensor:
+def _root_of(root: Tensor, pose: Tensor, lead: int) -> Tensor:
     """The root with all axes of the pose, `(*batch, *extra, frames, 1, 3)`, singleton where it is shared."""
-    lead = len(batch)
+    batch, extra, frames = pose.shape[:lead], pose.shape[lead:-3], pose.shape[-3]
     trajectory = root
     if root.ndim > lead + 2 and root.shape[-2] == 1 and root.shape[-3] == frames:
         trajectory = root.squeeze(-2)
-    own = trajectory.ndim - lead - 2
-    if not 0 <= own <= extra or trajectory.shape[-2:] != (frames, 3) or list(trajectory.shape[:lead]) != batch:
+    own = trajectory.shape[lead:-2]
+    fits = trajectory.shape[-2:] == (frames, 3) and trajectory.shape[:lead] == batch and len(own) <= len(extra)
+    if not fits or any(n not in (1, size) for n, size in zip(reversed(own), reversed(extra))):
         expected = ", ".join(map(str, [*batch, frames, 3]))
         raise ValueError(f"root must have shape ({expected}) or one trajectory per hypothesis, got {tuple(root.shape)}")
-    return trajectory.reshape(*batch, *[1] * (extra - own), *trajectory.shape[lead:-1], 1, 3)
+    return trajectory.reshape(*batch, *[1] * (len(extra) - len(own)), *own, frames, 1, 3)

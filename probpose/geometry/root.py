@@ -22,7 +22,7 @@ def estimate_root(
     fps: float = 30.0,
     acceleration: float | None = 1.0,
     keypoint_sigma: float = 8.0,
-    pose_sigma: float = 0.03,
+    pose_sigma: float | Tensor = 0.03,
     iterations: int = 6,
 ) -> Tensor:
     """Root trajectory that makes a root-relative pose reproject onto the keypoints.
@@ -52,7 +52,9 @@ def estimate_root(
         raise ValueError(f"pose must have shape (batch, [hypotheses,] frames, joints, 3), got {tuple(pose.shape)}")
     expected = (pose.shape[0], *pose.shape[-3:-1], 2)
     if tuple(keypoints_2d.shape) != expected:
-        raise ValueError(f"keypoints_2d must have shape {expected} to go with the pose, got {tuple(keypoints_2d.shape)}")
+        raise ValueError(
+            f"keypoints_2d must have shape {expected} to go with the pose, got {tuple(keypoints_2d.shape)}"
+        )
     slopes = camera.unproject(keypoints_2d.double())
     observed = torch.isfinite(slopes).all(-1)
     weight = observed.double() if confidence is None else observed * confidence.double()
@@ -71,7 +73,7 @@ def estimate_root(
         depth = (joints[..., 2] + root[..., None, 2]).clamp_min(0.1)
         residual = (joints[..., :2] + root[..., None, :2]) - slopes * depth[..., None]
         pixels = focal * residual.norm(dim=-1) / depth
-        sigma = (keypoint_sigma**2 + (focal * pose_sigma / depth) ** 2).sqrt()
+        sigma = torch.sqrt(keypoint_sigma**2 + (focal * pose_sigma / depth) ** 2)
         w = weight / (1 + (pixels / (2 * sigma)) ** 2) * (focal / (depth * sigma)) ** 2
         root = _solve(joints, slopes, w, fps, acceleration)
         root[..., 2].clamp_(min=0.1)

@@ -18,10 +18,10 @@ def quaternion_to_matrix(quaternion: Tensor) -> Tensor:
 
 
 def rotation_between_z_and(direction: Tensor) -> Tensor:
-    """The shortest rotation `(..., 3, 3)` that takes the viewing axis (0, 0, 1) to `direction (..., 3)`, for directions with z > -1.
+    """The shortest rotation `(..., 3, 3)` that takes the viewing axis (0, 0, 1) to `direction (..., 3)`, with z > -1.
 
-    Rodrigues' formula about the axis `z × d`; it carries no twist about the viewing axis, so an upright person stays upright, and it
-    commutes with mirroring x.
+    Rodrigues' formula about the axis `z × d`; it carries no twist about the viewing axis, so an upright person stays
+    upright, and it commutes with mirroring x.
     """
     x, y, z = torch.nn.functional.normalize(direction, dim=-1).unbind(-1)
     k = 1 / (1 + z)

@@ -3,10 +3,11 @@
 from diffusers.models.modeling_utils import ModelMixin  # diffusers finds the loader of a component by this name
 
 from .frame_transformer import FrameTransformerModel
+from .mixste import MixSTEModel
 from .outputs import PoseModelOutput
 
 # A saved pipeline names its components by this public module, so that moving a file never breaks a checkpoint.
-for _public in (FrameTransformerModel, PoseModelOutput):
+for _public in (FrameTransformerModel, MixSTEModel, PoseModelOutput):
     _public.__module__ = __name__
 
-__all__ = ["FrameTransformerModel", "ModelMixin", "PoseModelOutput"]
+__all__ = ["FrameTransformerModel", "MixSTEModel", "ModelMixin", "PoseModelOutput"]

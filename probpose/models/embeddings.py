@@ -35,7 +35,7 @@ class TimestepEmbedding(nn.Module):
 
 
 def rotary_table(length: int, head_dim: int, device: torch.device, max_period: float = 1000.0) -> tuple[Tensor, Tensor]:
-    """Cosines and sines `(length, head_dim / 2)` of rotary position embedding over frame numbers (Su et al., RoFormer, 2021)."""
+    """Cosines and sines `(length, head_dim / 2)` of rotary embedding over frames (RoFormer, Su et al. 2021)."""
     half = head_dim // 2
     frequencies = torch.exp(torch.arange(half, device=device) * (-math.log(max_period) / half))
     angles = torch.arange(length, device=device)[:, None] * frequencies

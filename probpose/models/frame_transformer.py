@@ -1,10 +1,10 @@
 """FrameTransformer: one token per frame, temporal attention only. The efficient denoiser.
 
 A frame's token holds all joints' 2D positions, confidences and noisy 3D positions, so a window of F frames costs F tokens instead of the
-F × J of a joint-token network. Two exact symmetries of the task are built in rather than learned:
+F × J of a joint-token network. Two symmetries of the task are built in rather than learned:
 
 * *viewing direction*: the window is seen through a virtual camera turned towards the person; the 3D output is turned back. Where in
-  the image a person stands then changes nothing but two input numbers.
+  the image a person stands then changes little but two input numbers.
 * *image scale*: 2D positions enter in units of the person's own extent; that extent is an input number, too.
 """
 
@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from probpose.geometry import rotation_between_z_and
 
+from .attention import AttentionBackendMixin
 from .embeddings import TimestepEmbedding, rotary_table
 from .layers import TransformerBlock
 from .outputs import PoseModelOutput
 
 
-class FrameTransformerModel(ModelMixin, ConfigMixin):
+class FrameTransformerModel(AttentionBackendMixin, ModelMixin, ConfigMixin):
     """Denoiser with one token per frame.
 
     Args:
@@ -89,20 +90,29 @@ class FrameTransformerModel(ModelMixin, ConfigMixin):
         config = self.config
         if noisy_pose is None or timestep is None:
             raise ValueError("FrameTransformerModel is a denoiser: noisy_pose and timestep are required")
+        if noisy_pose.ndim not in (4, 5) or noisy_pose.shape[-1] != 3:
+            raise ValueError(
+                f"noisy_pose must have shape (batch, [hypotheses,] frames, joints, 3), got {tuple(noisy_pose.shape)}"
+            )
         folded = noisy_pose.ndim == 4
-        pose = noisy_pose[:, None] if folded else noisy_pose
+        pose = (noisy_pose[:, None] if folded else noisy_pose).to(self.proj_out.weight.dtype)
         batch, _, frames, joints, _ = pose.shape
         if joints != config.num_joints or frames > config.num_frames:
             raise ValueError(
                 f"noisy_pose must hold {config.num_joints} joints and at most {config.num_frames} frames, got {tuple(noisy_pose.shape)}"
             )
-        timestep = torch.as_tensor(timestep, device=pose.device).expand(batch)
+        timestep = torch.as_tensor(timestep, device=pose.device)
+        if timestep.ndim > 1 or timestep.numel() not in (1, batch):
+            raise ValueError(f"timestep must be one integer or {batch}, got shape {tuple(timestep.shape)}")
+        timestep = timestep.expand(batch)
         time = self.time_embedding(timestep)[:, None, None]
 
         if config.conditional:
             if keypoints_2d is None or keypoints_2d.shape != (batch, frames, joints, 2):
                 got = None if keypoints_2d is None else tuple(keypoints_2d.shape)
                 raise ValueError(f"keypoints_2d must have shape {(batch, frames, joints, 2)}, got {got}")
+            if confidence is not None and confidence.shape != (batch, frames, joints):
+                raise ValueError(f"confidence must have shape {(batch, frames, joints)}, got {tuple(confidence.shape)}")
             condition, turn = self._embed_keypoints(keypoints_2d, confidence)
             pose = torch.einsum("bij,bkftj->bkfti", turn.mT, pose)
             x = self.pose_embedding(pose.flatten(-2)) + (condition[:, None] + time)
@@ -122,18 +132,25 @@ class FrameTransformerModel(ModelMixin, ConfigMixin):
 
     def _embed_keypoints(self, keypoints_2d: Tensor, confidence: Tensor | None) -> tuple[Tensor, Tensor]:
         """Frame embeddings `(batch, frames, width)` and the turn `(batch, 3, 3)` from the virtual to the real camera."""
-        dtype = self.keypoint_embedding.weight.dtype
+        keypoints = keypoints_2d.float()
         fx, fy, cx, cy = self.config.canonical_camera
-        slopes = (keypoints_2d.float() - keypoints_2d.new_tensor([cx, cy]).float()) / keypoints_2d.new_tensor([fx, fy]).float()
-        weight = torch.ones_like(slopes[..., :1]) if confidence is None else confidence[..., None].float()
-        slopes = torch.where(weight > 0, slopes, 0.0)
-        total = weight.sum((1, 2)).clamp_min(1e-6)
-        direction = (weight * slopes).sum((1, 2)) / total  # (batch, 2)
-        turn = rotation_between_z_and(nn.functional.pad(direction, (0, 1), value=1.0))
-        rays = torch.einsum("bji,bftj->bfti", turn, nn.functional.pad(slopes, (0, 1), value=1.0))
+        weight = torch.ones_like(keypoints[..., :1]) if confidence is None else confidence[..., None].float()
+        slopes = (keypoints - keypoints.new_tensor([cx, cy])) / keypoints.new_tensor([fx, fy])
+        rays = nn.functional.pad(torch.where(weight > 0, slopes, 0.0), (0, 1), value=1.0)
+        direction = (weight * nn.functional.normalize(rays, dim=-1)).sum((1, 2))  # towards the person, (batch, 3)
+        direction = torch.where(direction[:, 2:] > 0, direction, direction.new_tensor([0.0, 0.0, 1.0]))
+        turn = rotation_between_z_and(direction)
+        rays = torch.einsum("bji,bftj->bfti", turn, rays)
         local = rays[..., :2] / rays[..., 2:].clamp_min(0.05)
-        extent = ((weight * local**2).sum((1, 2)).sum(-1, keepdim=True) / total).sqrt().clamp_min(1e-4)
+        extent = (
+            ((weight * local**2).sum((1, 2, 3)) / weight.sum((1, 2, 3)).clamp_min(1e-6)).sqrt().clamp_min(1e-4)[:, None]
+        )
         local = torch.where(weight > 0, local / extent[:, None, None], 0.0).clamp(-10, 10)
-        window = torch.cat([direction, (extent / 0.1).log()], dim=-1)  # a person of 1.7 m at 5 m has an extent near 0.1
-        features = torch.cat([local.flatten(-2), weight.flatten(-2), window[:, None].expand(-1, local.shape[1], -1)], dim=-1)
+        window = torch.cat(
+            [direction[:, :2] / direction[:, 2:], (extent / 0.1).log()], dim=-1
+        )  # 1.7 m at 5 m: extent near 0.1
+        features = torch.cat(
+            [local.flatten(-2), weight.flatten(-2), window[:, None].expand(-1, local.shape[1], -1)], dim=-1
+        )
+        dtype = self.keypoint_embedding.weight.dtype
         return self.keypoint_embedding(features.to(dtype)), turn.to(dtype)

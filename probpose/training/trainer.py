@@ -63,7 +63,9 @@ class Trainer:
         self.config = config
         self.output_dir = Path(config.output_dir)
         if self._checkpoints() and not (resume or overwrite):
-            raise FileExistsError(f"{self.output_dir} already holds checkpoints: pass --resume to continue or --overwrite to start anew")
+            raise FileExistsError(
+                f"{self.output_dir} already holds checkpoints: pass --resume to continue or --overwrite to start anew"
+            )
         if overwrite and not resume:
             for path in self._checkpoints():
                 shutil.rmtree(path)
@@ -91,7 +93,9 @@ class Trainer:
         config, accelerator = self.config, self.accelerator
         loader = self._loader()
         writer = SummaryWriter(self.output_dir / "logs", purge_step=self.step) if accelerator.is_main_process else None
-        bar = tqdm(total=config.optim.steps, initial=self.step, unit="step", disable=not accelerator.is_local_main_process)
+        bar = tqdm(
+            total=config.optim.steps, initial=self.step, unit="step", disable=not accelerator.is_local_main_process
+        )
         self.model.train()
         recent: list[float] = []
         started, seen = time.perf_counter(), 0
@@ -140,7 +144,9 @@ class Trainer:
             rows = list(range(first, min(first + 128, count)))
             batch = {k: v.to(device) for k, v in self.validation_windows.render(rows).items()}
             generator = torch.Generator().manual_seed(first)
-            hypotheses = pipe.sample_clips(batch["keypoints_2d"], batch["confidence"], settings, generator, max_batch_size=1024)
+            hypotheses = pipe.sample_clips(
+                batch["keypoints_2d"], batch["confidence"], settings, generator, max_batch_size=1024
+            )
             hypotheses = hypotheses - hypotheses[..., :1, :]
             target, share = batch["pose"], len(rows) / count
             mean_error += share * (hypotheses.mean(1) - target).norm(dim=-1).mean().item()
@@ -164,7 +170,9 @@ class Trainer:
         timestep = torch.where(noisiest, len(self.scheduler) - 1, timestep).to(pose.device)
         noisy = self.scheduler.add_noise(pose, noise, timestep)
         with self.accelerator.autocast():
-            sample = self.model(batch["keypoints_2d"], noisy, timestep, confidence=batch["confidence"], return_dict=False)[0]
+            sample = self.model(
+                batch["keypoints_2d"], noisy, timestep, confidence=batch["confidence"], return_dict=False
+            )[0]
         sample = sample.float()
         loss = mpjpe = (sample - pose).norm(dim=-1).mean()
         if optim.velocity_weight and pose.shape[1] > 1:
@@ -203,7 +211,10 @@ class Trainer:
         if not held_out:
             return training, None
         validation = TrainingWindows(
-            clips.select(lambda name: name in held_out), num_windows=self.config.evaluation_windows, seed=self.config.seed + 1, **arguments
+            clips.select(lambda name: name in held_out),
+            num_windows=self.config.evaluation_windows,
+            seed=self.config.seed + 1,
+            **arguments,
         )
         return training, validation
 
@@ -212,7 +223,11 @@ class Trainer:
         optim, workers = self.config.optim, self.config.data.num_workers
         remaining = Subset(self.training_windows, range(self.step * optim.batch_size, optim.steps * optim.batch_size))
         loader = DataLoader(
-            remaining, batch_size=optim.batch_size, num_workers=workers, prefetch_factor=4 if workers else None, worker_init_fn=_one_thread
+            remaining,
+            batch_size=optim.batch_size,
+            num_workers=workers,
+            prefetch_factor=4 if workers else None,
+            worker_init_fn=_one_thread,
         )
         return self.accelerator.prepare(loader)
 
@@ -228,7 +243,11 @@ class Trainer:
         partial = self.output_dir / f".partial-{os.getpid()}"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        state = {"model": self.denoiser.state_dict(), "optimizer": self.optimizer.state_dict(), "ema": self.ema.state_dict()}
+        state = {
+            "model": self.denoiser.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.state_dict(),
+        }
         torch.save(state, partial / "state.pt")
         (partial / "progress.json").write_text(json.dumps({"step": self.step, "seed": self.config.seed}))
         (partial / "recipe.json").write_text(self.config.model_dump_json(indent=2))

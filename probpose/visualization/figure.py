@@ -47,9 +47,10 @@ def plot_hypotheses(
 ) -> "Figure":
     """Draws one clip as a grid: a column per frame; rows for the 2D input, the hypotheses, and the uncertainty.
 
-    The hypotheses are seen obliquely from in front. The uncertainty is seen from the side, where depth can be read off
-    the horizontal axis: each disc is as large, on the scale of the axes, as the root-mean-square radius it stands for.
-    Every pose stands on the floor with its lowest joint, since root-relative motion does not know its height.
+    The hypotheses are seen obliquely from in front. The uncertainty is seen from the side, with depth growing to the
+    right, away from the camera: each disc is as large, on the scale of the axes, as the root-mean-square radius it
+    stands for. Every pose stands on the floor with its lowest joint, since root-relative motion does not know its
+    height.
 
     Args:
         hypotheses: `(K, frames, joints, 3)` metres, camera axes, relative to the root; array or tensor.
@@ -150,7 +151,8 @@ def _fill(
     legend_columns = columns if columns < 3 else 4
     extra = 1.1 + 0.2 * (4 // legend_columns) + (0.3 if title else 0)
     figure.set_size_inches(COLUMN_INCHES * columns + 1.5, COLUMN_INCHES * sum(shapes) + extra)
-    rows = list(figure.subplots(len(shapes), columns, squeeze=False, gridspec_kw={"height_ratios": shapes}))
+    grid = figure.subplots(len(shapes), columns, squeeze=False, gridspec_kw={"height_ratios": shapes})
+    rows = list(grid)
     for axes, frame in zip(rows[0], chosen):
         axes.set_title(f"frame {frame}", fontsize=9, color=INK)
 
@@ -165,7 +167,8 @@ def _fill(
         _draw_pose(axes, skeleton, single)
         axes.set(xlim=(-reach, reach), ylim=views[0], aspect="equal", xticks=[], yticks=[])
         _bare(axes)
-    rows[0][0].set_ylabel(f"hypotheses, K = {len(hypotheses)}\n(floor grid {GRID:g} m)", fontsize=9, color=INK)
+    counted = "1 hypothesis" if len(hypotheses) == 1 else f"{len(hypotheses)} hypotheses"
+    rows[0][0].set_ylabel(f"{counted}\n(floor grid {GRID:g} m)", fontsize=9, color=INK)
 
     scale = ScalarMappable(Normalize(0, _round_up(1000 * uncertainty.max())), "cividis_r")
     for axes, single, radii in zip(rows[1], pose, uncertainty):
@@ -179,7 +182,9 @@ def _fill(
         axes.tick_params(labelsize=7, labelleft=axes is rows[1][0], colors=INK, length=0)
         _bare(axes)
     rows[1][0].set_ylabel("from the side:\nheight (m)", fontsize=9, color=INK)
-    bar = figure.colorbar(scale, ax=list(rows[1]), fraction=0.05, pad=0.01, aspect=18)
+    # The bar takes its room from every row, so that the columns stay in line, but stands beside the last one only.
+    share = shapes[-1] / sum(shapes)
+    bar = figure.colorbar(scale, ax=grid, fraction=0.05, pad=0.01, shrink=0.8 * share, anchor=(0, 0.07), aspect=16)
     bar.set_label("uncertainty (mm)\ndiscs to scale", fontsize=8, color=INK)
     bar.ax.tick_params(labelsize=7, colors=INK)
     bar.outline.set_visible(False)

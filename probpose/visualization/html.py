@@ -97,9 +97,9 @@ def write_html(
     hypotheses, pose = _place(upright(hypotheses[:, shown], up), upright(pose[shown], up), root)
 
     parts = [_hypotheses_traces(described, hypotheses), _pose_traces(described, pose, 1000 * uncertainty[shown])]
-    notes = f"{len(hypotheses)} of {total} hypotheses" if total > len(hypotheses) else f"{total} hypotheses"
+    notes = f"hypotheses: {len(hypotheses)}" + (f" of {total}" if total > len(hypotheses) else "")
     if stride > 1:
-        notes += f", {len(shown)} of {frames} frames"
+        notes += f", frames: {len(shown)} of {frames}"
     ranges = _ranges(hypotheses, pose)
     layout = _layout(f"<b>{title}</b><br><sub>{notes}</sub>", ranges, beside=observed is not None)
     layout |= _player(shown, fps, stride)

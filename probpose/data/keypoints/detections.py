@@ -14,7 +14,7 @@ import numpy as np
 
 from .joint_sets import DETECTOR_DEFAULTS, choose_skeleton
 from .linking import link
-from .tracks import KeypointTrack, check_fps, check_image_size, longest_first
+from .tracks import KeypointTrack, check_fps, longest_first
 
 NORMALISED = 1.05
 """Coordinates up to here may be fractions of the image size (a little more for joints just outside the image)."""
@@ -61,7 +61,14 @@ class Detections:
     notes: list[str] = field(default_factory=list)
 
     def add(self, label: int | str, points: Sequence[float], score: float | None = None, track_id: Any = None) -> None:
-        """Add a person."""
+        """Add a person. Raises ValueError for things that are no numbers."""
+        for name, value, kinds in (
+            ("a list of numbers for the joints", points, (list, tuple)),
+            ("a number as score", score, (int, float, type(None))),
+            ("a number or a name as track id", track_id, (int, float, str, type(None))),
+        ):
+            if not isinstance(value, kinds):
+                raise ValueError(f"expected {name} of each person, found {str(value)[:40]!r} (frame {label!r})")
         self.labels[label] = None
         self.label.append(label)
         self.points.append(points)
@@ -115,10 +122,18 @@ def sequence_number(name: str) -> int | None:
     return int(digits[-1]) if digits else None
 
 
+def _whole(value: Any) -> int:
+    """A whole number, also if it is written otherwise ("3", 3.0). Raises ValueError for anything else."""
+    number = float(value) if isinstance(value, (int, float, str)) else np.nan
+    if not (number.is_integer() and abs(number) < 2**62):
+        raise ValueError(f"expected a whole number for each frame and identity, found {value!r}")
+    return value if isinstance(value, int) else int(number)
+
+
 def _frame_numbers(labels: Iterable[int | str], notes: list[str]) -> dict[int | str, int]:
     """Frame number of every label: itself, the last number in its name, or its place in natural order."""
     labels = list(labels)
-    numbers = {label: sequence_number(label) if isinstance(label, str) else int(label) for label in labels}
+    numbers = {label: sequence_number(label) if isinstance(label, str) else _whole(label) for label in labels}
     if None in numbers.values():
         natural = sorted(
             labels, key=lambda name: [(int(t), "") if t.isdigit() else (-1, t) for t in re.split(r"(\d+)", str(name))]
@@ -156,7 +171,7 @@ def _identities(track_id: list[Hashable], frame: np.ndarray, score: np.ndarray, 
     """Identities as integers, -1 for none. Ids that cannot be identities are void."""
     known = [value is not None for value in track_id]
     try:
-        ids = np.array([-1 if value is None else int(float(value)) for value in track_id], dtype=np.int64)
+        ids = np.array([-1 if value is None else _whole(value) for value in track_id], dtype=np.int64)
         ids[ids < 0] = -1
     except ValueError:  # names: number them in order of appearance
         codes = {value: code for code, value in enumerate(dict.fromkeys(v for v in track_id if v is not None))}
@@ -297,7 +312,7 @@ def to_tracks(
     sizes = sorted(found.image_sizes)
     if len(sizes) > 1 and image_size is None:
         notes.append(f"image_size left open: the file has images of {len(sizes)} sizes, from {sizes[0]} to {sizes[-1]}")
-    image_size = prefer("image_size", image_size, check_image_size(sizes[0]) if len(sizes) == 1 else None, notes)
+    image_size = prefer("image_size", image_size, sizes[0] if len(sizes) == 1 else None, notes)
     fps = prefer("fps", fps, check_fps(found.fps), notes)
 
     xy, raw = table[..., :2], table[..., 2]

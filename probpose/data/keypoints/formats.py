@@ -13,6 +13,7 @@ from typing import Any
 
 from .detections import Detections
 from .joint_sets import JOINT_COUNTS, skeleton_of_dataset, skeleton_of_names
+from .tracks import check_image_size
 
 WHOLEBODY_PARTS = ("foot_kpts", "face_kpts", "lefthand_kpts", "righthand_kpts")
 OPENPOSE_DEFAULTS = {25: "openpose_25", 15: "openpose_mpi_15", 17: "coco_17", 16: "mpii_16"}
@@ -82,9 +83,7 @@ def coco_annotations(content: dict) -> Detections:
     named = all(numbers) and len({int(number[0]) for number in numbers}) == len(images)
     label = {image["id"]: int(number[0]) if named else image["id"] for image, number in zip(images, numbers)}
     found.labels = dict.fromkeys(label.values())
-    found.image_sizes = {
-        (image["width"], image["height"]) for image in images if "width" in image and "height" in image
-    }
+    found.image_sizes = {check_image_size((i["width"], i["height"])) for i in images if i.get("width")}
 
     categories = {c["id"]: c for c in content.get("categories", []) if c.get("keypoints")}
     person = next((id for id, c in categories.items() if str(c.get("name")).lower() == "person"), None)
@@ -130,7 +129,7 @@ def openpose(content: dict | list) -> Detections:
 def _openpose_frame(found: Detections, label: int | str, frame: dict) -> None:
     found.labels[label] = None
     if frame.get("canvas_width") and frame.get("canvas_height"):
-        found.image_sizes.add((frame["canvas_width"], frame["canvas_height"]))
+        found.image_sizes.add(check_image_size((frame["canvas_width"], frame["canvas_height"])))
     for person in frame["people"]:
         flat = _first(person, ("pose_keypoints_2d", "pose_keypoints"), [])
         if flat and isinstance(flat[0], list):
@@ -348,7 +347,7 @@ def mediapipe(content: list | dict) -> Detections:
     if isinstance(content, dict):
         found.fps = _first(content, ("fps", "frameRate", "frame_rate"))
         if content.get("width") and content.get("height"):
-            found.image_sizes.add((content["width"], content["height"]))
+            found.image_sizes.add(check_image_size((content["width"], content["height"])))
         content = _first(content, ("poses", "frames"), [content])
     elif content and isinstance(content[0], dict) and "x" in content[0]:
         content = [content]
@@ -380,6 +379,8 @@ def _mediapipe_people(frame: Any) -> Iterator[list[dict]]:
         frame = inner
     if not frame:
         return
+    if not isinstance(frame, (dict, list)):
+        raise ValueError(f"expected landmarks in each frame, found {str(frame)[:40]!r}")
     if isinstance(frame, dict):
         yield from _mediapipe_people(frame)
     elif isinstance(frame[0], dict) and "x" in frame[0]:

@@ -13,7 +13,10 @@ REACH = 0.5
 """Largest mean joint distance of two detections of one person, in units of the person's size in the image."""
 
 LOOK_BACK = 4
-"""Number of detections over which a velocity is measured; also the number of frames it is trusted for."""
+"""Number of frames over which a velocity is measured."""
+
+LOOK_AHEAD = 8
+"""Number of frames for which a velocity is trusted; after that the person is expected to stay there."""
 
 
 def link(frame: np.ndarray, keypoints: np.ndarray, max_gap: int = 15) -> np.ndarray:
@@ -126,4 +129,4 @@ def _expected(end, now, frame, keypoints, previous) -> np.ndarray:
     if start == end or len(moved) == 0:
         return keypoints[end]
     velocity = moved.mean(0) / (frame[end] - frame[start])
-    return keypoints[end] + velocity * min(now - frame[end], LOOK_BACK)
+    return keypoints[end] + velocity * min(now - frame[end], LOOK_AHEAD)

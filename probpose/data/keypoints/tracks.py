@@ -12,8 +12,9 @@ def check_image_size(image_size: Any) -> tuple[int, int] | None:
     """`image_size` as a pair of positive integers (width, height), or None for None. Raises ValueError otherwise."""
     if image_size is None:
         return None
-    values = np.asarray(image_size, dtype=np.float64).ravel() if np.size(image_size) == 2 else np.empty(0)
-    if len(values) != 2 or not np.all((values > 0) & (values == np.round(values)) & np.isfinite(values)):
+    numeric = np.size(image_size) == 2 and np.asarray(image_size).dtype.kind in "iuf"
+    values = np.asarray(image_size, dtype=np.float64).ravel() if numeric else np.empty(0)
+    if not numeric or not np.all((values > 0) & (values == np.round(values)) & np.isfinite(values)):
         raise ValueError(f"image_size must be (width, height), two positive integers in pixels, not {image_size!r}")
     return int(values[0]), int(values[1])
 
@@ -22,7 +23,7 @@ def check_fps(fps: Any) -> float | None:
     """`fps` as a positive float, or None for None. Raises ValueError otherwise."""
     if fps is None:
         return None
-    if not (np.size(fps) == 1 and np.isfinite(float(fps)) and float(fps) > 0):
+    if not (isinstance(fps, (int, float, np.number)) and np.isfinite(fps) and fps > 0):
         raise ValueError(f"fps must be a positive number of frames per second, not {fps!r}")
     return float(fps)
 
