@@ -2,7 +2,7 @@
 
 # diffusers loads components only from modules that are imported already
 import probpose.models
-import probpose.schedulers
+import probpose.schedulers  # noqa: F401
 
 from .pipeline_d3dp import D3DPPipeline, SamplerSettings
 from .pipeline_output import ProbPosePipelineOutput

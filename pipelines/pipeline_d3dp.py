@@ -182,9 +182,9 @@ class D3DPPipeline(ProbPosePipeline):
         with self.progress_bar(total=-(-count // group) * len(timesteps)) as bar:
             for first in range(0, count, group):
                 members = slice(first, min(first + group, count))
-                out[:, members] = self._sample_group(
-                    noise, members, timesteps, windows, settings, shared, max_batch_size, callback, bar
-                )[:, :, :frames]
+                out[:, members] = self._sample_group(noise, members, timesteps, windows, settings, shared, max_batch_size, callback, bar)[
+                    :, :, :frames
+                ]
         return out
 
     def _sample_group(
@@ -194,9 +194,7 @@ class D3DPPipeline(ProbPosePipeline):
         x = noise.draw(0, members) * self.scheduler.init_noise_sigma
         draws, has_noise_argument = 1, "variance_noise" in inspect.signature(self.scheduler.step).parameters
         if hasattr(self.scheduler, "set_begin_index"):
-            self.scheduler.set_timesteps(
-                settings.num_inference_steps
-            )  # multistep schedulers remember their past outputs
+            self.scheduler.set_timesteps(settings.num_inference_steps)  # multistep schedulers remember their past outputs
         for i, t in enumerate(timesteps):
             if settings.shared(i):
                 clean = shared.expand_as(x)
@@ -297,9 +295,7 @@ class SamplerSettings:
         for name, most in (("num_hypotheses", None), ("num_inference_steps", 1000)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1 or (most and value > most):
-                raise ValueError(
-                    f"{name} must be an integer of at least 1{f' and at most {most}' if most else ''}, got {value!r}"
-                )
+                raise ValueError(f"{name} must be an integer of at least 1{f' and at most {most}' if most else ''}, got {value!r}")
         if self.flip is True:
             object.__setattr__(self, "flip", "every_step")
         if self.flip not in FLIP_MODES:
@@ -334,9 +330,7 @@ class _Windows:
         keypoints = cut_windows(network_2d, starts, window, dim=1).transpose(0, 1).flatten(0, 1)
         confidence = cut_windows(confidence, starts, window, dim=1).transpose(0, 1).flatten(0, 1)
         length = max(frames, window)
-        return cls(
-            keypoints, confidence, starts, blend_weights(starts, window, length, network_2d.device), window, length
-        )
+        return cls(keypoints, confidence, starts, blend_weights(starts, window, length, network_2d.device), window, length)
 
     def __len__(self) -> int:
         return len(self.keypoints)
@@ -353,9 +347,7 @@ class _Windows:
 class _NoiseSource:
     """Start and step noise per hypothesis: given, or drawn from one random stream per (clip, hypothesis)."""
 
-    def __init__(
-        self, given: Tensor | None, generator: Any, batch: int, count: int, shape: tuple[int, ...], device: torch.device
-    ):
+    def __init__(self, given: Tensor | None, generator: Any, batch: int, count: int, shape: tuple[int, ...], device: torch.device):
         self.given, self.shape, self.device = given, shape, device
         generators = generator if isinstance(generator, list) else None
         if generators is not None and len(generators) != batch:

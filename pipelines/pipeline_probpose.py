@@ -66,25 +66,19 @@ class ProbPosePipeline(DiffusionPipeline):
         path = Path(pretrained_model_name_or_path)
         if path.is_dir():
             _check_folder(path)
-        elif (
-            path.exists() or str(pretrained_model_name_or_path).count("/") != 1 or str(path).startswith((".", "/", "~"))
-        ):
+        elif path.exists() or str(pretrained_model_name_or_path).count("/") != 1 or str(path).startswith((".", "/", "~")):
             raise FileNotFoundError(f"no model folder at {path} (a Hub id looks like 'user/model')")
         if "torch_dtype" not in kwargs:
             kwargs.setdefault("dtype", torch.float32)
         if cls is not ProbPosePipeline:
             return super().from_pretrained(str(pretrained_model_name_or_path), **kwargs)
         hub_arguments = ("cache_dir", "force_download", "proxies", "token", "local_files_only", "revision")
-        index = cls.load_config(
-            str(pretrained_model_name_or_path), **{k: kwargs[k] for k in hub_arguments if k in kwargs}
-        )
+        index = cls.load_config(str(pretrained_model_name_or_path), **{k: kwargs[k] for k in hub_arguments if k in kwargs})
         name = index.get("_class_name")
         target = getattr(public, name, None) if name in public.__all__ else None
         if target is None or target is ProbPosePipeline or not issubclass(target, ProbPosePipeline):
             known = sorted(n for n in public.__all__ if n.endswith("Pipeline") and n != "ProbPosePipeline")
-            raise ValueError(
-                f"{pretrained_model_name_or_path} holds a {name!r}, which is no probpose pipeline; known: {known}"
-            )
+            raise ValueError(f"{pretrained_model_name_or_path} holds a {name!r}, which is no probpose pipeline; known: {known}")
         return target.from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @property
@@ -120,9 +114,7 @@ class ProbPosePipeline(DiffusionPipeline):
         camera, image_size = self._check_camera(camera, image_size, batch)
         self._check_pixels(keypoints, confidence, image_size)
         if source.name != self.input_skeleton:
-            keypoints, confidence, _ = convert_with_confidence(
-                keypoints, confidence, source.name, self.input_skeleton, method=conversion
-            )
+            keypoints, confidence, _ = convert_with_confidence(keypoints, confidence, source.name, self.input_skeleton, method=conversion)
             hidden = list(self.config.get("hidden_when_converted") or ())
             confidence[..., hidden] = 0
         elif conversion is not None:
@@ -185,18 +177,14 @@ class ProbPosePipeline(DiffusionPipeline):
         if not batched:
             confidence = confidence[None]
         if confidence.shape != keypoints.shape[:-1]:
-            raise ValueError(
-                f"confidence must have the shape of keypoints_2d without its last axis, got {tuple(confidence.shape)}"
-            )
+            raise ValueError(f"confidence must have the shape of keypoints_2d without its last axis, got {tuple(confidence.shape)}")
         confidence = torch.nan_to_num(confidence, nan=0.0)
         if (confidence < 0).any() or (confidence > 1).any():
             low, high = confidence.min().item(), confidence.max().item()
             raise ValueError(f"confidence must lie in 0..1, got values from {low:.3g} to {high:.3g}")
         return torch.where(observed, confidence, 0.0)
 
-    def _check_camera(
-        self, camera: Camera | None, image_size: Any, batch: int
-    ) -> tuple[Camera, tuple[int, int] | None]:
+    def _check_camera(self, camera: Camera | None, image_size: Any, batch: int) -> tuple[Camera, tuple[int, int] | None]:
         if image_size is not None:
             image_size = check_image_size(image_size)
         if camera is None:
@@ -207,14 +195,10 @@ class ProbPosePipeline(DiffusionPipeline):
             raise ValueError(f"camera must be a probpose.geometry.Camera, got {type(camera).__name__}")
         leading = camera.focal.shape[:-1]
         if leading not in ((), (1,), (batch,)):
-            raise ValueError(
-                f"camera must be one camera or one per clip ({batch}), got parameters of shape {tuple(camera.focal.shape)}"
-            )
+            raise ValueError(f"camera must be one camera or one per clip ({batch}), got parameters of shape {tuple(camera.focal.shape)}")
         image_size = image_size or camera.image_size
         if image_size is None and self.denoiser.config.get("canonical_camera") is None:
-            raise ValueError(
-                "this model normalises by the image width: pass image_size=(width, height), or a camera that has it"
-            )
+            raise ValueError("this model normalises by the image width: pass image_size=(width, height), or a camera that has it")
         return camera.to(self.device), image_size
 
     @staticmethod
@@ -238,9 +222,7 @@ class ProbPosePipeline(DiffusionPipeline):
         if not torch.isfinite(root).all():
             raise ValueError("root must be finite")
         if (root[..., 2] <= 0).any():
-            raise ValueError(
-                f"root must lie in front of the camera (z > 0 metres), but its smallest z is {root[..., 2].min().item():.3g}"
-            )
+            raise ValueError(f"root must lie in front of the camera (z > 0 metres), but its smallest z is {root[..., 2].min().item():.3g}")
         return root
 
 
@@ -251,9 +233,7 @@ def _as_keypoints(value: Any, device: torch.device) -> tuple[Tensor, bool]:
         raise ValueError(f"keypoints_2d must be a numeric array (batch, frames, joints, 2): {error}") from None
     if keypoints.ndim not in (3, 4) or keypoints.shape[-1] != 2:
         hint = "; pass confidences separately" if keypoints.ndim in (3, 4) and keypoints.shape[-1] == 3 else ""
-        raise ValueError(
-            f"keypoints_2d must have shape ([batch,] frames, joints, 2), got {tuple(keypoints.shape)}{hint}"
-        )
+        raise ValueError(f"keypoints_2d must have shape ([batch,] frames, joints, 2), got {tuple(keypoints.shape)}{hint}")
     if keypoints.is_complex() or keypoints.dtype == torch.bool:
         raise ValueError(f"keypoints_2d must hold real numbers, got {keypoints.dtype}")
     for axis, name in ((0, "frames" if keypoints.ndim == 3 else "clips"), (-3, "frames")):

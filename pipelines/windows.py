@@ -27,9 +27,7 @@ def cut_windows(clip: Tensor, starts: list[int], window: int, dim: int) -> Tenso
     missing = window - clip.shape[dim]
     if missing > 0:
         last = clip.narrow(dim, clip.shape[dim] - 1, 1)
-        clip = torch.cat(
-            [clip, last.expand(*[missing if i == dim % clip.ndim else -1 for i in range(clip.ndim)])], dim=dim
-        )
+        clip = torch.cat([clip, last.expand(*[missing if i == dim % clip.ndim else -1 for i in range(clip.ndim)])], dim=dim)
     return torch.stack([clip.narrow(dim, start, window) for start in starts])
 
 

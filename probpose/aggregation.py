@@ -57,9 +57,7 @@ class Aggregator(nn.Module):
             ValueError: wrong rank, or an aggregator that reprojects lacks keypoints or camera.
         """
         if hypotheses.ndim != 5 or hypotheses.shape[-1] != 3:
-            raise ValueError(
-                f"hypotheses must have shape (batch, num_hypotheses, frames, joints, 3), got {tuple(hypotheses.shape)}"
-            )
+            raise ValueError(f"hypotheses must have shape (batch, num_hypotheses, frames, joints, 3), got {tuple(hypotheses.shape)}")
         if self.needs_camera and (keypoints_2d is None or camera is None):
             raise ValueError(f"{type(self).__name__} compares reprojections: it needs keypoints_2d and camera")
         pose = self.combine(hypotheses, keypoints_2d, camera, root, confidence, fps)

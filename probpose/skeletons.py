@@ -67,13 +67,11 @@ class Skeleton:
             raise ValueError(f"skeleton {self.name!r}: joint_names must be unique, got {self.joint_names}")
         if len(self.parents) != self.num_joints or any(not -1 <= p < self.num_joints for p in self.parents):
             raise ValueError(
-                f"skeleton {self.name!r}: parents must hold -1 or a joint index for each of {self.num_joints} joints, "
-                f"got {self.parents}"
+                f"skeleton {self.name!r}: parents must hold -1 or a joint index for each of {self.num_joints} joints, got {self.parents}"
             )
         if len(set(paired)) != len(paired) or any(joint not in joints for joint in paired):
             raise ValueError(
-                f"skeleton {self.name!r}: flip_pairs must name each of {self.num_joints} joints at most once, "
-                f"got {self.flip_pairs}"
+                f"skeleton {self.name!r}: flip_pairs must name each of {self.num_joints} joints at most once, got {self.flip_pairs}"
             )
         if self.root is not None and self.root not in joints:
             raise ValueError(f"skeleton {self.name!r}: root must be None or below {self.num_joints}, got {self.root}")
@@ -155,9 +153,7 @@ def register_skeleton(skeleton: Skeleton) -> Skeleton:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _define(
-    name: str, joints: str, parents: Sequence[int], root: int | None = None, pairs: Sequence[tuple[int, int]] = ()
-) -> None:
+def _define(name: str, joints: str, parents: Sequence[int], root: int | None = None, pairs: Sequence[tuple[int, int]] = ()) -> None:
     """Registers a skeleton; `left_*` and `right_*` joints of the same name are partners."""
     names = joints.split()
     sides = [(i, names.index("right_" + n[5:])) for i, n in enumerate(names) if n.startswith("left_")]
@@ -493,9 +489,7 @@ def _weights(source: str, target: str, method: str | None) -> tuple[np.ndarray, 
     chain, methods = _chain(source, target), _methods(source, target)
     if chain is None:
         reachable = [name for name in list_skeletons() if name != source and _chain(source, name)]
-        raise ValueError(
-            f"no conversion from {source} to {target}; from {source} one can reach {', '.join(reachable) or 'nothing'}"
-        )
+        raise ValueError(f"no conversion from {source} to {target}; from {source} one can reach {', '.join(reachable) or 'nothing'}")
     if method is None:
         matrix = _along(chain)
         confidence = np.abs(matrix[0])
@@ -566,9 +560,7 @@ def _open_confidence(
         return torch.ones_like(points[..., 0]), restore
     _check_array(confidence, "confidence")
     if confidence.shape != points.shape[:-1]:
-        raise ValueError(
-            f"confidence must have shape {tuple(points.shape[:-1])} to fit the keypoints, got {tuple(confidence.shape)}"
-        )
+        raise ValueError(f"confidence must have shape {tuple(points.shape[:-1])} to fit the keypoints, got {tuple(confidence.shape)}")
     trust, restore_trust = _open(confidence)
     return trust.to(points.device), restore_trust
 

@@ -124,9 +124,7 @@ class D3DPScheduler(SchedulerMixin, ConfigMixin):
             prev = math.sqrt(nxt) * clean + math.sqrt(1 - nxt - sigma**2) * noise
             if sigma > 0:
                 if variance_noise is None:
-                    variance_noise = randn_tensor(
-                        sample.shape, generator=generator, device=sample.device, dtype=sample.dtype
-                    )
+                    variance_noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
                 prev = prev + sigma * variance_noise
         return D3DPSchedulerOutput(prev_sample=prev, pred_original_sample=clean) if return_dict else (prev, clean)
 

@@ -232,9 +232,7 @@ def test_bone_metrics_ignore_rigid_motion(pair):
     rotation = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(0)))[0]
     moved = pose @ rotation.mT + 2
     assert bone_length_error(moved, pose, H36M.bones) == pytest.approx(0, abs=1e-3)
-    assert symmetry_error(moved, H36M.bones, H36M.flip_pairs) == pytest.approx(
-        symmetry_error(pose, H36M.bones, H36M.flip_pairs), abs=1e-3
-    )
+    assert symmetry_error(moved, H36M.bones, H36M.flip_pairs) == pytest.approx(symmetry_error(pose, H36M.bones, H36M.flip_pairs), abs=1e-3)
 
 
 def test_a_mirrored_person_is_as_symmetric(pair):
@@ -242,9 +240,7 @@ def test_a_mirrored_person_is_as_symmetric(pair):
     half = pose * torch.tensor([-1.0, 1.0, 1.0])
     mirrored = half[..., list(H36M.flip_index), :]
     symmetric = torch.cat([pose, mirrored], dim=-2)
-    assert symmetry_error(mirrored, H36M.bones, H36M.flip_pairs) == pytest.approx(
-        symmetry_error(pose, H36M.bones, H36M.flip_pairs)
-    )
+    assert symmetry_error(mirrored, H36M.bones, H36M.flip_pairs) == pytest.approx(symmetry_error(pose, H36M.bones, H36M.flip_pairs))
     bones = [*H36M.bones, *((a + 17, b + 17) for a, b in H36M.bones)]
     assert symmetry_error(symmetric, bones, [(i, j + 17) for i, j in enumerate(H36M.flip_index)]) == 0
 
@@ -265,9 +261,7 @@ def test_bones_must_be_pairs_of_joints(pair):
 
 @pytest.mark.parametrize("protocol", [1, 2])
 def test_the_more_an_oracle_may_choose_the_less_it_errs(scene, protocol):
-    batch, window, frame = (
-        hypothesis_table(**scene, protocol=protocol, p_best_scope=scope) for scope in ("batch", "window", "frame")
-    )
+    batch, window, frame = (hypothesis_table(**scene, protocol=protocol, p_best_scope=scope) for scope in ("batch", "window", "frame"))
     assert frame["p_best"] < window["p_best"] <= batch["p_best"]
     assert batch["j_best"] < frame["p_best"]
     assert batch["j_best"] < batch["j_agg"]
@@ -295,13 +289,10 @@ def test_equal_hypotheses_give_four_equal_numbers(scene, protocol):
 def test_layouts_of_the_table_agree(scene):
     table = hypothesis_table(**scene, p_best_scope="window")
     assert all(isinstance(value, float) for value in table.values())
-    stacked = hypothesis_table(
-        **{**scene, "hypotheses": torch.stack([scene["hypotheses"]] * 2, 1)}, p_best_scope="window"
-    )
+    stacked = hypothesis_table(**{**scene, "hypotheses": torch.stack([scene["hypotheses"]] * 2, 1)}, p_best_scope="window")
     assert stacked == {name: [value, value] for name, value in table.items()}
     clips = [
-        hypothesis_table(**{k: v if k == "camera" else v[b].numpy() for k, v in scene.items()}, p_best_scope="window")
-        for b in range(2)
+        hypothesis_table(**{k: v if k == "camera" else v[b].numpy() for k, v in scene.items()}, p_best_scope="window") for b in range(2)
     ]
     for name, value in table.items():
         assert value == pytest.approx((clips[0][name] + clips[1][name]) / 2)

@@ -188,11 +188,7 @@ def test_a_copied_joint_keeps_its_name(pair):
     """Wherever both sets have a limb joint of the same name, it is that joint which is copied."""
     source, target = map(get_skeleton, pair)
     matrix = conversion_matrix(*pair)
-    limbs = {
-        f"{side}_{part}"
-        for side in ("left", "right")
-        for part in ["shoulder", "elbow", "wrist", "hip", "knee", "ankle"]
-    }
+    limbs = {f"{side}_{part}" for side in ("left", "right") for part in ["shoulder", "elbow", "wrist", "hip", "knee", "ankle"]}
     for joint in limbs & set(source.joint_names) & set(target.joint_names):
         row = matrix[target.joint_names.index(joint)]
         assert row[source.joint_names.index(joint)] == 1 and row.sum() == 1, joint
@@ -227,9 +223,7 @@ def test_conversion_commutes_with_mirroring(rng, pair):
 
 def test_conversion_is_the_matrix_product(rng):
     keypoints = clip(rng, "aic_14", channels=5, shape=(2, 3))
-    np.testing.assert_allclose(
-        convert(keypoints, "aic_14", "h36m_17"), conversion_matrix("aic_14", "h36m_17") @ keypoints, atol=1e-12
-    )
+    np.testing.assert_allclose(convert(keypoints, "aic_14", "h36m_17"), conversion_matrix("aic_14", "h36m_17") @ keypoints, atol=1e-12)
     keypoints = clip(rng, "coco_17")
     x_weights, y_weights = conversion_matrix("coco_17", "h36m_17", "gast")
     expected = np.stack([keypoints[..., 0] @ x_weights.T, keypoints[..., 1] @ y_weights.T], axis=-1)
@@ -277,9 +271,7 @@ def test_flip_is_an_involution(rng):
     pose = clip(rng, "h36m_17", channels=3)
     mirrored = flip(pose, "h36m_17")
     assert np.array_equal(mirrored[:, 1], pose[:, 4] * [-1, 1, 1])
-    np.testing.assert_allclose(
-        np.sort(bone_lengths(mirrored, "h36m_17")), np.sort(bone_lengths(pose, "h36m_17")), rtol=1e-12
-    )
+    np.testing.assert_allclose(np.sort(bone_lengths(mirrored, "h36m_17")), np.sort(bone_lengths(pose, "h36m_17")), rtol=1e-12)
 
 
 def test_bone_lengths():
@@ -345,9 +337,7 @@ def test_gradients(rng, method):
     keypoints = torch.from_numpy(clip(rng, "coco_17", shape=(1,))).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: convert(x, "coco_17", "h36m_17", method), keypoints)
     confidence = torch.rand(1, 17, dtype=torch.float64) + 0.1
-    assert torch.autograd.gradcheck(
-        lambda x: convert_with_confidence(x, confidence, "coco_17", "h36m_17", method)[0], keypoints
-    )
+    assert torch.autograd.gradcheck(lambda x: convert_with_confidence(x, confidence, "coco_17", "h36m_17", method)[0], keypoints)
     assert torch.autograd.gradcheck(lambda x: bone_lengths(flip(x, "coco_17"), "coco_17"), keypoints)
 
 
@@ -434,9 +424,7 @@ def test_people_who_are_not_there_keep_their_place(rng):
 def test_numpy_and_torch_agree(rng):
     keypoints, scores = clip(rng, "halpe_26"), rng.uniform(-0.5, 1, (3, 26))
     arrays = convert_with_confidence(keypoints, scores, "halpe_26", "humaneva_15")
-    tensors = convert_with_confidence(
-        torch.from_numpy(keypoints), torch.from_numpy(scores).float(), "halpe_26", "humaneva_15"
-    )
+    tensors = convert_with_confidence(torch.from_numpy(keypoints), torch.from_numpy(scores).float(), "halpe_26", "humaneva_15")
     assert [tensor.dtype for tensor in tensors] == [torch.float64, torch.float32, torch.bool]
     for array, tensor in zip(arrays, tensors):
         np.testing.assert_allclose(array, tensor, atol=1e-6)
@@ -556,17 +544,13 @@ def test_reference_demo_of_one_person(values):
     for method in ("demo", "gast"):
         out = convert(values["coco_person"][0], "coco_17", "h36m_17", method)
         assert_pixels_equal(out, values[f"h36m_{method}_person0"])
-    _, _, mask = convert_with_confidence(
-        values["coco_person"], values["coco_scores"], "coco_17", "h36m_17", method="demo"
-    )
+    _, _, mask = convert_with_confidence(values["coco_person"], values["coco_scores"], "coco_17", "h36m_17", method="demo")
     frames = np.flatnonzero(np.asarray(mask[0]).any(axis=-1))
     np.testing.assert_array_equal(frames, values["h36m_demo_person0_valid_frames"])
 
 
 def test_reference_confidences(values):
-    keypoints, confidence, _ = convert_with_confidence(
-        values["coco_person"], values["coco_scores"], "coco_17", "h36m_17", method="demo"
-    )
+    keypoints, confidence, _ = convert_with_confidence(values["coco_person"], values["coco_scores"], "coco_17", "h36m_17", method="demo")
     assert_pixels_equal(keypoints, values["h36m_demo_format_keypoints"])
     np.testing.assert_allclose(confidence, values["h36m_demo_format_scores"], atol=1e-6)
 

@@ -282,10 +282,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch, writer):
 
 
 def test_drawing_libraries_are_imported_only_when_drawing():
-    code = (
-        "import sys, probpose.visualization as v; v.plot_hypotheses, v.write_html;"
-        "assert not {'matplotlib', 'plotly'} & set(sys.modules)"
-    )
+    code = "import sys, probpose.visualization as v; v.plot_hypotheses, v.write_html;assert not {'matplotlib', 'plotly'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -59,9 +59,7 @@ class _Skeleton:
     length_unit: float
 
 
-def read_amc(
-    path: str | os.PathLike, skeleton_file: str | os.PathLike | None = None, *, fps: float = 120.0
-) -> Recording:
+def read_amc(path: str | os.PathLike, skeleton_file: str | os.PathLike | None = None, *, fps: float = 120.0) -> Recording:
     """Read a motion and its skeleton.
 
     Lengths are divided by the `length` of the skeleton's `:units`; in the files of CMU (0.45) that makes them inches.
@@ -190,9 +188,7 @@ def _read_skeleton(path: Path) -> _Skeleton:
             parents[child] = parent
             bones[child] = unattached.pop(child)
     if unattached:
-        raise ValueError(
-            f"{path}: bones without a place in :hierarchy: {', '.join(unattached)}; is the file cut short?"
-        )
+        raise ValueError(f"{path}: bones without a place in :hierarchy: {', '.join(unattached)}; is the file cut short?")
 
     unit = sections.units.get("length", default("1"))
     length_unit = float(parse_numbers(unit.words, 1, unit.where)[0])

@@ -38,15 +38,11 @@ class WindowRandom:
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """Uniform numbers `(windows, *shape)`."""
-        return low + (high - low) * torch.from_numpy(
-            np.stack([g.random(shape, dtype=np.float32) for g in self._generators])
-        )
+        return low + (high - low) * torch.from_numpy(np.stack([g.random(shape, dtype=np.float32) for g in self._generators]))
 
     def normal(self, *shape: int, scale: float = 1.0) -> Tensor:
         """Normal numbers `(windows, *shape)`."""
-        return scale * torch.from_numpy(
-            np.stack([g.standard_normal(shape, dtype=np.float32) for g in self._generators])
-        )
+        return scale * torch.from_numpy(np.stack([g.standard_normal(shape, dtype=np.float32) for g in self._generators]))
 
     def chance(self, probability: float, *shape: int) -> Tensor:
         """Booleans `(windows, *shape)`, true with the given probability."""
@@ -149,9 +145,7 @@ class CameraVariation:
         roll = random.normal(scale=math.radians(self.roll))
         zero, one = torch.zeros_like(roll), torch.ones_like(roll)
         spin = torch.stack([roll.cos(), -roll.sin(), zero, roll.sin(), roll.cos(), zero, zero, zero, one], -1)
-        camera = Camera(
-            (1.0, 1.0), (0.0, 0.0), rotation=spin.unflatten(-1, (3, 3)) @ look, translation=torch.zeros(windows, 3)
-        )
+        camera = Camera((1.0, 1.0), (0.0, 0.0), rotation=spin.unflatten(-1, (3, 3)) @ look, translation=torch.zeros(windows, 3))
         absolute = camera.to_camera(root[:, :, None] + local - position[:, None, None])
         slopes = absolute[..., :2] / absolute[..., 2:].clamp_min(0.2)
 
@@ -165,9 +159,7 @@ class CameraVariation:
 
 def _euler_yx(yaw: Tensor, pitch: Tensor) -> Tensor:
     zero, one = torch.zeros_like(yaw), torch.ones_like(yaw)
-    turn_y = torch.stack([yaw.cos(), zero, yaw.sin(), zero, one, zero, -yaw.sin(), zero, yaw.cos()], -1).unflatten(
-        -1, (3, 3)
-    )
+    turn_y = torch.stack([yaw.cos(), zero, yaw.sin(), zero, one, zero, -yaw.sin(), zero, yaw.cos()], -1).unflatten(-1, (3, 3))
     turn_x = torch.stack([one, zero, zero, zero, pitch.cos(), -pitch.sin(), zero, pitch.sin(), pitch.cos()], -1)
     return turn_x.unflatten(-1, (3, 3)) @ turn_y
 
@@ -207,9 +199,7 @@ class DetectorNoise:
         outlier = random.chance(self.outlier_probability, frames, joints)
         # Confidence says roughly how large the error is, in units of this detector's own jitter.
         error = noise.norm(dim=-1) + 0.4 * random.normal(frames, joints).abs()
-        confidence = (
-            random.uniform(1, 1, low=0.88, high=1.0) - random.uniform(1, 1, low=0.03, high=0.09) * error
-        ).clamp(0.05, 1)
+        confidence = (random.uniform(1, 1, low=0.88, high=1.0) - random.uniform(1, 1, low=0.03, high=0.09) * error).clamp(0.05, 1)
         confidence = torch.where(outlier, random.uniform(frames, joints, low=0.02, high=0.6), confidence)
         wild = random.normal(frames, joints, 2) * (0.09 * height + 4 * sigma)
         noisy = slopes + torch.where(outlier[..., None], wild, noise * sigma)
@@ -234,9 +224,7 @@ class DetectorNoise:
         hidden = torch.zeros(windows, frames, joints, dtype=torch.bool)
         hidden[:, :, [9, 10]] = coco[:, :, 0]
 
-        hidden |= self._spell(random, self.missing_probability, frames, longest=frames)[..., None] & random.chance(
-            0.25, 1, joints
-        )
+        hidden |= self._spell(random, self.missing_probability, frames, longest=frames)[..., None] & random.chance(0.25, 1, joints)
         hidden |= self._spell(random, self.missing_probability / 3, frames, longest=6)[..., None]
         truncated = random.chance(self.truncated_probability, 1, 1)
         hidden[:, :, [2, 3, 5, 6]] |= truncated

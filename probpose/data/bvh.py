@@ -110,9 +110,7 @@ def _statements(path: Path) -> Iterator[tuple[int, list[str]]]:
                 yield number, words
 
 
-def _read_hierarchy(
-    statements: Iterator[tuple[int, list[str]]], path: Path
-) -> tuple[list[str], list[int], np.ndarray, list[list[str]]]:
+def _read_hierarchy(statements: Iterator[tuple[int, list[str]]], path: Path) -> tuple[list[str], list[int], np.ndarray, list[list[str]]]:
     """Names, parents, rest offsets `(joints, 3)` and channel names of all joints, up to the word MOTION."""
     number, words = next(statements, (1, [""]))
     if words[0].upper() != "HIERARCHY":

@@ -50,12 +50,8 @@ class TrainingWindows(Dataset):
         if source_weights is not None:
             unknown = set(source_weights) - set(clips.sources)
             if unknown:
-                raise ValueError(
-                    f"source_weights names {sorted(unknown)}, but the clips come from {sorted(set(clips.sources))}"
-                )
-            source = torch.tensor(
-                [sorted(source_weights).index(s) if s in source_weights else -1 for s in clips.sources]
-            )
+                raise ValueError(f"source_weights names {sorted(unknown)}, but the clips come from {sorted(set(clips.sources))}")
+            source = torch.tensor([sorted(source_weights).index(s) if s in source_weights else -1 for s in clips.sources])
             for i, name in enumerate(sorted(source_weights)):
                 lengths[source == i] *= source_weights[name] / lengths[source == i].sum()
             lengths[source == -1] = 0
@@ -74,9 +70,7 @@ class TrainingWindows(Dataset):
     def render(self, indices: list[int]) -> dict[str, Tensor]:
         """The windows with these numbers as one batch (what a loader with `collate_fn` of identity would stack)."""
         random = WindowRandom(self.seed, indices)
-        clip = (
-            torch.searchsorted(self._cumulative, random.uniform(1).double()).squeeze(1).clamp_max(len(self.clips) - 1)
-        )
+        clip = torch.searchsorted(self._cumulative, random.uniform(1).double()).squeeze(1).clamp_max(len(self.clips) - 1)
         start, stop = self.clips.starts[clip], self.clips.starts[clip + 1]
         room = (stop - start - self.num_frames).clamp_min(0) + 1
         first = start + (random.uniform(1).squeeze(1) * room).long().minimum(room - 1)

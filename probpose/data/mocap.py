@@ -34,9 +34,7 @@ class MocapClips:
         ValueError: an archive of another layout, different frame rates, or nothing left after filtering.
     """
 
-    def __init__(
-        self, paths: str | Path | list[str | Path], split: str | None = "train", include: list[str] | None = None
-    ):
+    def __init__(self, paths: str | Path | list[str | Path], split: str | None = "train", include: list[str] | None = None):
         paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
         roots, locals_, lengths, self.names, rates = [], [], [], [], {}
         for path in map(Path, paths):

@@ -163,9 +163,7 @@ def read_motion(
     )
 
 
-def clips_to_npz(
-    clips: Iterable[MotionClip], path: str | os.PathLike, split: str | Mapping[str, str] = "train"
-) -> None:
+def clips_to_npz(clips: Iterable[MotionClip], path: str | os.PathLike, split: str | Mapping[str, str] = "train") -> None:
     """Write clips as one archive for training.
 
     Arrays: `root (N, 3)` float32, the pelvis in metres, z up; `local (N, 17, 3)` float16, joints relative to it;
@@ -238,9 +236,7 @@ def _find_joints(recording: Recording, bones: np.ndarray, path: Path) -> dict[st
     candidates = {joint: list(names) for joint, names in _CENTRE_NAMES.items()}
     for side in ("left", "right"):
         for joint, parts in _SIDE_NAMES.items():
-            candidates[f"{side[0]}{joint}"] = [
-                name for part in parts for s in (side, side[0]) for name in (f"{s}{part}", f"{part}{s}")
-            ]
+            candidates[f"{side[0]}{joint}"] = [name for part in parts for s in (side, side[0]) for name in (f"{s}{part}", f"{part}{s}")]
     index = {
         joint: next(by_name[name] for name in names if name in by_name)
         for joint, names in candidates.items()
@@ -251,8 +247,7 @@ def _find_joints(recording: Recording, bones: np.ndarray, path: Path) -> dict[st
         index = {**_trunk(recording.parents, bones, index), **index}
     if missing := [joint for joint in JOINT_NAMES if joint not in (*index, "thorax", "head")]:
         raise ValueError(
-            f"{path}: found no joint for {', '.join(missing)} (of Human3.6M) among the file's joints: "
-            f"{', '.join(recording.names)}"
+            f"{path}: found no joint for {', '.join(missing)} (of Human3.6M) among the file's joints: {', '.join(recording.names)}"
         )
     return index
 
@@ -294,8 +289,7 @@ def _guess_unit(joints: np.ndarray, index: dict[str, int], path: Path) -> str:
         if _HEIGHTS[0] <= height * metres <= _HEIGHTS[1]:
             return unit
     raise ValueError(
-        f"{path}: the figure is about {height:.4g} units tall, which is a person's height in none of "
-        f"{', '.join(UNITS)}; give unit"
+        f"{path}: the figure is about {height:.4g} units tall, which is a person's height in none of {', '.join(UNITS)}; give unit"
     )
 
 

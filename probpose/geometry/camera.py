@@ -81,9 +81,7 @@ class Camera:
             if name == "focal" and value.ndim == 0:
                 value = value.repeat(2)
             if value.shape[value.ndim - len(shape) :] != shape:
-                raise ValueError(
-                    f"camera {name} must have shape (..., {', '.join(map(str, shape))}), got {tuple(value.shape)}"
-                )
+                raise ValueError(f"camera {name} must have shape (..., {', '.join(map(str, shape))}), got {tuple(value.shape)}")
             if not torch.isfinite(value).all():
                 raise ValueError(f"camera {name} must be finite, got {value.tolist()}")
             object.__setattr__(self, name, value)
@@ -114,9 +112,7 @@ class Camera:
         """From the field's nine numbers `(..., 9)`: fx, fy, cx, cy, k1, k2, k3, p1, p2, in pixels or screen units."""
         vector = torch.as_tensor(vector)
         if vector.shape[-1:] != (9,):
-            raise ValueError(
-                f"a camera vector has 9 numbers (fx fy cx cy k1 k2 k3 p1 p2), got shape {tuple(vector.shape)}"
-            )
+            raise ValueError(f"a camera vector has 9 numbers (fx fy cx cy k1 k2 k3 p1 p2), got shape {tuple(vector.shape)}")
         return cls(vector[..., :2], vector[..., 2:4], vector[..., 4:7], vector[..., 7:9], image_size=image_size)
 
     def to_vector(self) -> Tensor:

@@ -36,9 +36,7 @@ def procrustes_align(source: Tensor, target: Tensor, scale: bool = True, weights
             raise ValueError(f"{name} must be finite, got {int((~torch.isfinite(points)).sum())} non-finite values")
     weights = source.new_ones(source.shape[-2]) if weights is None else weights.to(source)
     if weights.shape[-1:] != source.shape[-2:-1] or not (weights >= 0).all():
-        raise ValueError(
-            f"weights must be non-negative with shape (..., {source.shape[-2]}), got {tuple(weights.shape)}"
-        )
+        raise ValueError(f"weights must be non-negative with shape (..., {source.shape[-2]}), got {tuple(weights.shape)}")
     weights = (weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny))[..., None]
 
     middle = (weights * target).sum(-2, keepdim=True)

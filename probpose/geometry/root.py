@@ -52,9 +52,7 @@ def estimate_root(
         raise ValueError(f"pose must have shape (batch, [hypotheses,] frames, joints, 3), got {tuple(pose.shape)}")
     expected = (pose.shape[0], *pose.shape[-3:-1], 2)
     if tuple(keypoints_2d.shape) != expected:
-        raise ValueError(
-            f"keypoints_2d must have shape {expected} to go with the pose, got {tuple(keypoints_2d.shape)}"
-        )
+        raise ValueError(f"keypoints_2d must have shape {expected} to go with the pose, got {tuple(keypoints_2d.shape)}")
     slopes = camera.unproject(keypoints_2d.double())
     observed = torch.isfinite(slopes).all(-1)
     weight = observed.double() if confidence is None else observed * confidence.double()

@@ -32,9 +32,7 @@ class SelfAttentionProcessor:
         return attn.proj(out.flatten(-2))
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return dispatch_attention_fn(
-            query, key, value, backend=self._attention_backend, parallel_config=self._parallel_config
-        )
+        return dispatch_attention_fn(query, key, value, backend=self._attention_backend, parallel_config=self._parallel_config)
 
 
 class SelfAttention(nn.Module, AttentionModuleMixin):

@@ -62,9 +62,7 @@ class FrameTransformerModel(AttentionBackendMixin, ModelMixin, ConfigMixin):
         self.pose_embedding = nn.Linear(3 * num_joints, width)
         self.time_embedding = TimestepEmbedding(width, width)
         rates = torch.linspace(0, drop_path, depth).tolist()
-        self.blocks = nn.ModuleList(
-            TransformerBlock(width, num_attention_heads, mlp_ratio, drop_path=rate) for rate in rates
-        )
+        self.blocks = nn.ModuleList(TransformerBlock(width, num_attention_heads, mlp_ratio, drop_path=rate) for rate in rates)
         self.norm_out = nn.LayerNorm(width)
         self.proj_out = nn.Linear(width, 3 * num_joints)
 
@@ -91,9 +89,7 @@ class FrameTransformerModel(AttentionBackendMixin, ModelMixin, ConfigMixin):
         if noisy_pose is None or timestep is None:
             raise ValueError("FrameTransformerModel is a denoiser: noisy_pose and timestep are required")
         if noisy_pose.ndim not in (4, 5) or noisy_pose.shape[-1] != 3:
-            raise ValueError(
-                f"noisy_pose must have shape (batch, [hypotheses,] frames, joints, 3), got {tuple(noisy_pose.shape)}"
-            )
+            raise ValueError(f"noisy_pose must have shape (batch, [hypotheses,] frames, joints, 3), got {tuple(noisy_pose.shape)}")
         folded = noisy_pose.ndim == 4
         pose = (noisy_pose[:, None] if folded else noisy_pose).to(self.proj_out.weight.dtype)
         batch, _, frames, joints, _ = pose.shape
@@ -142,15 +138,9 @@ class FrameTransformerModel(AttentionBackendMixin, ModelMixin, ConfigMixin):
         turn = rotation_between_z_and(direction)
         rays = torch.einsum("bji,bftj->bfti", turn, rays)
         local = rays[..., :2] / rays[..., 2:].clamp_min(0.05)
-        extent = (
-            ((weight * local**2).sum((1, 2, 3)) / weight.sum((1, 2, 3)).clamp_min(1e-6)).sqrt().clamp_min(1e-4)[:, None]
-        )
+        extent = ((weight * local**2).sum((1, 2, 3)) / weight.sum((1, 2, 3)).clamp_min(1e-6)).sqrt().clamp_min(1e-4)[:, None]
         local = torch.where(weight > 0, local / extent[:, None, None], 0.0).clamp(-10, 10)
-        window = torch.cat(
-            [direction[:, :2] / direction[:, 2:], (extent / 0.1).log()], dim=-1
-        )  # 1.7 m at 5 m: extent near 0.1
-        features = torch.cat(
-            [local.flatten(-2), weight.flatten(-2), window[:, None].expand(-1, local.shape[1], -1)], dim=-1
-        )
+        window = torch.cat([direction[:, :2] / direction[:, 2:], (extent / 0.1).log()], dim=-1)  # 1.7 m at 5 m: extent near 0.1
+        features = torch.cat([local.flatten(-2), weight.flatten(-2), window[:, None].expand(-1, local.shape[1], -1)], dim=-1)
         dtype = self.keypoint_embedding.weight.dtype
         return self.keypoint_embedding(features.to(dtype)), turn.to(dtype)

@@ -38,9 +38,7 @@ class FeedForward(nn.Module):
 class TransformerBlock(nn.Module):
     """Pre-norm transformer block over `(batch, tokens, dim)`."""
 
-    def __init__(
-        self, dim: int, heads: int, mlp_ratio: float = 2.0, bias: bool = True, drop_path: float = 0.0, eps: float = 1e-6
-    ):
+    def __init__(self, dim: int, heads: int, mlp_ratio: float = 2.0, bias: bool = True, drop_path: float = 0.0, eps: float = 1e-6):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=eps)
         self.attn = SelfAttention(dim, heads, bias)

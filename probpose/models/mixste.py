@@ -80,8 +80,7 @@ class MixSTEModel(AttentionBackendMixin, ModelMixin, ConfigMixin):
             self.time_embedding = TimestepEmbedding(width)
         rates = [drop_path * layer / max(depth - 1, 1) for layer in range(depth)]
         self.spatial_blocks, self.temporal_blocks = (
-            nn.ModuleList(TransformerBlock(width, num_attention_heads, mlp_ratio, qkv_bias, rate) for rate in rates)
-            for _ in range(2)
+            nn.ModuleList(TransformerBlock(width, num_attention_heads, mlp_ratio, qkv_bias, rate) for rate in rates) for _ in range(2)
         )
         # One norm for all layers, on the residual stream itself.
         self.spatial_norm = nn.LayerNorm(width, eps=1e-6)
@@ -119,9 +118,7 @@ class MixSTEModel(AttentionBackendMixin, ModelMixin, ConfigMixin):
             raise ValueError(f"keypoints_2d must have shape {(batch, *window, 2)}, got {tuple(keypoints_2d.shape)}")
         if (noisy_pose is not None) != (config.in_channels == 5):
             raise ValueError(
-                "a denoiser (in_channels=5) requires noisy_pose"
-                if noisy_pose is None
-                else "a lifter (in_channels=2) takes no noisy_pose"
+                "a denoiser (in_channels=5) requires noisy_pose" if noisy_pose is None else "a lifter (in_channels=2) takes no noisy_pose"
             )
         if (timestep is not None) != config.use_timestep:
             raise ValueError(

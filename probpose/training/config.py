@@ -26,9 +26,7 @@ class DataConfig(_Section):
     paths: list[str]
     split: str | None = "train"
     include: list[str] | None = None
-    validation_share: float = Field(
-        0.03, ge=0, lt=1, description="share of the clips kept out for validation, chosen by name"
-    )
+    validation_share: float = Field(0.03, ge=0, lt=1, description="share of the clips kept out for validation, chosen by name")
     source_weights: dict[str, PositiveFloat] | None = None
     num_frames: PositiveInt | None = Field(None, description="window length; default: the denoiser's")
     body: dict[str, Any] | None = Field(default_factory=dict, description="null: every body as captured")
@@ -51,9 +49,7 @@ class OptimConfig(_Section):
     ema_decay: float = Field(0.9995, ge=0, lt=1)
     velocity_weight: float = Field(0.0, ge=0, description="weight of the frame-to-frame velocity error beside MPJPE")
     short_window_share: float = Field(0.0, ge=0, le=1, description="share of steps on windows cut to a random length")
-    first_step_share: float = Field(
-        0.0, ge=0, le=1, description="share of examples at the noisiest timestep; the rest is uniform"
-    )
+    first_step_share: float = Field(0.0, ge=0, le=1, description="share of examples at the noisiest timestep; the rest is uniform")
 
 
 class TrainingConfig(_Section):

@@ -63,9 +63,7 @@ class Trainer:
         self.config = config
         self.output_dir = Path(config.output_dir)
         if self._checkpoints() and not (resume or overwrite):
-            raise FileExistsError(
-                f"{self.output_dir} already holds checkpoints: pass --resume to continue or --overwrite to start anew"
-            )
+            raise FileExistsError(f"{self.output_dir} already holds checkpoints: pass --resume to continue or --overwrite to start anew")
         if overwrite and not resume:
             for path in self._checkpoints():
                 shutil.rmtree(path)
@@ -76,9 +74,7 @@ class Trainer:
         if config.initialise_from is not None:
             denoiser.load_state_dict(D3DPPipeline.from_pretrained(config.initialise_from).denoiser.state_dict())
         optim = config.optim
-        optimizer = torch.optim.AdamW(
-            denoiser.parameters(), lr=optim.learning_rate, betas=optim.betas, weight_decay=optim.weight_decay
-        )
+        optimizer = torch.optim.AdamW(denoiser.parameters(), lr=optim.learning_rate, betas=optim.betas, weight_decay=optim.weight_decay)
         self.model, self.optimizer = self.accelerator.prepare(denoiser, optimizer)
         self.denoiser = self.accelerator.unwrap_model(self.model)
         self.ema = EMAModel(self.denoiser.parameters(), decay=optim.ema_decay, use_ema_warmup=True, power=3 / 4)
@@ -93,9 +89,7 @@ class Trainer:
         config, accelerator = self.config, self.accelerator
         loader = self._loader()
         writer = SummaryWriter(self.output_dir / "logs", purge_step=self.step) if accelerator.is_main_process else None
-        bar = tqdm(
-            total=config.optim.steps, initial=self.step, unit="step", disable=not accelerator.is_local_main_process
-        )
+        bar = tqdm(total=config.optim.steps, initial=self.step, unit="step", disable=not accelerator.is_local_main_process)
         self.model.train()
         recent: list[float] = []
         started, seen = time.perf_counter(), 0
@@ -144,9 +138,7 @@ class Trainer:
             rows = list(range(first, min(first + 128, count)))
             batch = {k: v.to(device) for k, v in self.validation_windows.render(rows).items()}
             generator = torch.Generator().manual_seed(first)
-            hypotheses = pipe.sample_clips(
-                batch["keypoints_2d"], batch["confidence"], settings, generator, max_batch_size=1024
-            )
+            hypotheses = pipe.sample_clips(batch["keypoints_2d"], batch["confidence"], settings, generator, max_batch_size=1024)
             hypotheses = hypotheses - hypotheses[..., :1, :]
             target, share = batch["pose"], len(rows) / count
             mean_error += share * (hypotheses.mean(1) - target).norm(dim=-1).mean().item()
@@ -170,9 +162,7 @@ class Trainer:
         timestep = torch.where(noisiest, len(self.scheduler) - 1, timestep).to(pose.device)
         noisy = self.scheduler.add_noise(pose, noise, timestep)
         with self.accelerator.autocast():
-            sample = self.model(
-                batch["keypoints_2d"], noisy, timestep, confidence=batch["confidence"], return_dict=False
-            )[0]
+            sample = self.model(batch["keypoints_2d"], noisy, timestep, confidence=batch["confidence"], return_dict=False)[0]
         sample = sample.float()
         loss = mpjpe = (sample - pose).norm(dim=-1).mean()
         if optim.velocity_weight and pose.shape[1] > 1:

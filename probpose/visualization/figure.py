@@ -309,9 +309,7 @@ def _draw_discs(axes: "Axes", skeleton: Skeleton, pose: np.ndarray, radii: np.nd
 
     for joint in np.argsort(-radii):
         colour = scale.to_rgba(1000 * radii[joint])
-        axes.add_patch(
-            Circle(pose[joint], radii[joint], facecolor=colour, edgecolor="white", linewidth=0.5, alpha=0.85)
-        )
+        axes.add_patch(Circle(pose[joint], radii[joint], facecolor=colour, edgecolor="white", linewidth=0.5, alpha=0.85))
     _draw_limbs(axes, skeleton, pose, linewidth=3, color="white", zorder=2)
     _draw_limbs(axes, skeleton, pose, linewidth=1.4, zorder=3)
 

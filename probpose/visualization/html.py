@@ -111,10 +111,7 @@ def write_html(
     states = [[state for part in moment for state in part] for moment in zip(*(part for _, part in parts))]
     page = {
         "data": [_merge(style, state) for style, state in zip(styles, states[0])] + _floor(ranges),
-        "frames": [
-            {"name": str(frame), "data": state, "traces": list(range(len(styles)))}
-            for frame, state in zip(shown, states)
-        ],
+        "frames": [{"name": str(frame), "data": state, "traces": list(range(len(styles)))} for frame, state in zip(shown, states)],
         "layout": layout,
     }
     # The figure is plain dictionaries: checking hundreds of frames against Plotly's schema would take seconds.

@@ -79,9 +79,7 @@ def test_coco_results(write):
     rows = flat(points, c)
     rows[0:3], rows[3:6] = [0, 0, 0], [-1, -1, 0]
     rows[8] = 1.25
-    path = write(
-        "results.json", [{"image_id": 7, "category_id": 1, "keypoints": rows, "score": 0.9, "bbox": [1, 2, 3, 4]}]
-    )
+    path = write("results.json", [{"image_id": 7, "category_id": 1, "keypoints": rows, "score": 0.9, "bbox": [1, 2, 3, 4]}])
     (track,) = read_keypoints(path)
     check(track, [7])
     assert track.source["format"] == "coco_results" == detect_format(path)
@@ -113,9 +111,7 @@ def test_coco_results_with_string_ids_and_whole_body(write):
 
 
 def test_numberless_frame_names_are_sorted(write):
-    rows = [
-        {"image_id": n, "category_id": 1, "keypoints": flat(person(x)), "score": 1} for n, x in (("b", 9), ("a", 5))
-    ]
+    rows = [{"image_id": n, "category_id": 1, "keypoints": flat(person(x)), "score": 1} for n, x in (("b", 9), ("a", 5))]
     (track,) = read_keypoints(write("r.json", rows))
     check(track, [0, 1])
     assert track.keypoints_2d[0, 0, 0] == 25 and "order of their names" in notes(track)
@@ -175,9 +171,7 @@ def test_posetrack_predictions_have_ranks_not_tracks(write):
 
 
 def openpose(*people, **extra):
-    empty = {
-        k: [] for k in ("face_keypoints_2d", "hand_left_keypoints_2d", "hand_right_keypoints_2d", "pose_keypoints_3d")
-    }
+    empty = {k: [] for k in ("face_keypoints_2d", "hand_left_keypoints_2d", "hand_right_keypoints_2d", "pose_keypoints_3d")}
     return {"version": 1.3, "people": [{"person_id": [-1], "pose_keypoints_2d": p, **empty} for p in people], **extra}
 
 
@@ -360,9 +354,7 @@ def test_ultralytics_json_in_all_wrappings(write):
     points = person()
     points[3] = 0  # older versions blank doubtful joints, but keep their confidence
     frames = [[yolo(points, 5), yolo(person(400), name="dog")], [], [yolo(points, 5)]]
-    for index, content in enumerate(
-        [frames, json.dumps(frames), [json.dumps(f) for f in frames], "\n".join(map(json.dumps, frames))]
-    ):
+    for index, content in enumerate([frames, json.dumps(frames), [json.dumps(f) for f in frames], "\n".join(map(json.dumps, frames))]):
         (track,) = read_keypoints(write(f"{'abcd'[index]}.json", content))
         check(track, [0, 1, 2])
         assert track.track_id == 5 and track.source["format"] == "ultralytics"
@@ -475,9 +467,7 @@ def make_track(frames, track_id, seed=0, **extra):
     points[0, 0] = 0  # a joint may stand in the corner of the image
     raw = rng.uniform(0, 1.4, (len(frames), 17)).astype(np.float32)
     options = {"image_size": (640, 480), "fps": 29.97, "source": {"path": "a.json", "format": "mmpose", "notes": ["é"]}}
-    return KeypointTrack(
-        points, raw.clip(0, 1), frames, track_id, "coco_17", confidence_raw=raw, **{**options, **extra}
-    )
+    return KeypointTrack(points, raw.clip(0, 1), frames, track_id, "coco_17", confidence_raw=raw, **{**options, **extra})
 
 
 def test_what_we_write_reads_back_equal(tmp_path):
@@ -820,7 +810,5 @@ def test_large_results_read_in_about_a_second(write):
 
 
 def test_importing_is_light():
-    code = (
-        "import sys, probpose.data.keypoints; print([m for m in ('torch', 'scipy', 'diffusers') if m in sys.modules])"
-    )
+    code = "import sys, probpose.data.keypoints; print([m for m in ('torch', 'scipy', 'diffusers') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

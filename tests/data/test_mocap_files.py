@@ -108,10 +108,7 @@ def write_bvh(path, values=None, *, figure=FIGURE, rename=str, channels=None, sc
 
 def random_frames(count, seed=0):
     random = np.random.default_rng(seed)
-    return [
-        {name: [*([0, 90, 0] if name == "Hips" else []), *random.uniform(-60, 60, 3)] for name in MOVING}
-        for _ in range(count)
-    ]
+    return [{name: [*([0, 90, 0] if name == "Hips" else []), *random.uniform(-60, 60, 3)] for name in MOVING} for _ in range(count)]
 
 
 # --- BVH -------------------------------------------------------------------------------------------------------------
@@ -297,9 +294,7 @@ def test_unit_that_cannot_be_guessed(tmp_path):
     np.testing.assert_allclose(read_motion(path, unit="cm").positions[0], 3 * REST_METRES, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("frame_time", "fps"), [("0.0333333", 30), ("0.008333", 120), ("0.0166667", 60), ("0.0333667", 29.97)]
-)
+@pytest.mark.parametrize(("frame_time", "fps"), [("0.0333333", 30), ("0.008333", 120), ("0.0166667", 60), ("0.0333667", 29.97)])
 def test_frame_rate(tmp_path, frame_time, fps):
     path = write_bvh(tmp_path / "rate.bvh", frame_time=frame_time)
     assert read_motion(path).fps == pytest.approx(fps, abs=1e-3 if fps == 29.97 else 0)

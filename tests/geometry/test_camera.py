@@ -92,9 +92,7 @@ def test_field_convention_against_its_own_formula():
     r2 = a * a + b * b
     factor = 1 + k1 * r2 + k2 * r2**2 + k3 * r2**3 + p1 * a + p2 * b
     expected = torch.tensor([fx * (a * factor + p1 * r2) + cx, fy * (b * factor + p2 * r2) + cy])
-    assert torch.allclose(
-        Camera.from_vector(torch.tensor(vector)).project(torch.tensor([0.9, -0.7, 2.0])), expected, atol=1e-3
-    )
+    assert torch.allclose(Camera.from_vector(torch.tensor(vector)).project(torch.tensor([0.9, -0.7, 2.0])), expected, atol=1e-3)
 
 
 def test_slopes_are_limited_in_the_fields_convention_only():
@@ -110,9 +108,7 @@ def test_slopes_are_limited_in_the_fields_convention_only():
 def test_unproject_inverts_project(camera, points):
     slopes = points[..., :2] / points[..., 2:]
     assert torch.allclose(camera.unproject(camera.project(points)), slopes, atol=1e-5)
-    assert torch.allclose(
-        camera.normalised().unproject(normalise_screen(camera.project(points), camera.image_size)), slopes, atol=1e-5
-    )
+    assert torch.allclose(camera.normalised().unproject(normalise_screen(camera.project(points), camera.image_size)), slopes, atol=1e-5)
 
 
 def test_unproject_keeps_what_is_not_observed_and_stays_calm_outside_the_lens():

@@ -38,9 +38,7 @@ def test_roots_may_be_shared_or_one_per_hypothesis(scene):
     own = same + torch.arange(5.0)[:, None, None]
     errors = reprojection_error(pose, keypoints, camera, own)
     for k in range(5):
-        assert torch.allclose(
-            errors[:, :, k], reprojection_error(pose[:, :, k], keypoints, camera, own[:, k]), atol=1e-3
-        )
+        assert torch.allclose(errors[:, :, k], reprojection_error(pose[:, :, k], keypoints, camera, own[:, k]), atol=1e-3)
 
 
 def test_a_single_frame_keeps_its_roots_apart(scene):

@@ -45,9 +45,7 @@ def golden():
 
 @pytest.fixture
 def weights(golden):
-    return {
-        k.removeprefix("checkpoint/"): v for k, v in golden.items() if k.startswith("checkpoint/")
-    } | schedule_buffers()
+    return {k.removeprefix("checkpoint/"): v for k, v in golden.items() if k.startswith("checkpoint/")} | schedule_buffers()
 
 
 def test_sizes_are_read_off_the_weights(weights, golden):
@@ -59,9 +57,7 @@ def test_sizes_are_read_off_the_weights(weights, golden):
     assert (config.width, config.depth, config.num_attention_heads, config.mlp_ratio) == (32, 3, 8, 2.0)
     assert (config.use_timestep, config.qkv_bias, config.canonical_camera) == (True, True, None)
     assert torch.equal(model.joint_embedding.weight, weights[f"{PREFIX}Spatial_patch_to_embedding.weight"])
-    assert sum(p.numel() for p in model.parameters()) == sum(
-        v.numel() for k, v in weights.items() if k.startswith(PREFIX)
-    )
+    assert sum(p.numel() for p in model.parameters()) == sum(v.numel() for k, v in weights.items() if k.startswith(PREFIX))
 
 
 def test_every_layout_gives_the_same_model(weights):
@@ -194,9 +190,7 @@ def test_nothing_of_numpy_is_let_in_for_good(weights, tmp_path):
 def test_names_of_old_numpy_are_skipped(weights, tmp_path):
     """NumPy 1 pickled by other names; only the names are of interest, since nothing of NumPy is called."""
     path = tmp_path / "old.bin"
-    torch.save(
-        {"model_pos": weights, "random_state": np.random.RandomState(0)}, path, _use_new_zipfile_serialization=False
-    )
+    torch.save({"model_pos": weights, "random_state": np.random.RandomState(0)}, path, _use_new_zipfile_serialization=False)
     content = path.read_bytes()
     assert b"cnumpy._core.multiarray\n" in content
     path.write_bytes(content.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"))
@@ -229,9 +223,7 @@ def test_code_in_a_file_is_refused_and_not_run(weights, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.bin", "a.pt", "a.safetensors"])
-@pytest.mark.parametrize(
-    "content", [b"", b"not a checkpoint", b"PK\x03\x04 but no archive", b"\x80\x02]q\x00.", bytes(range(256))]
-)
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 but no archive", b"\x80\x02]q\x00.", bytes(range(256))])
 def test_damaged_files(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=f"{name} "):

@@ -65,9 +65,7 @@ def test_golden_output(golden, original):
 def test_original_outputs(original, parity, case):
     tensors, _ = parity
     with torch.no_grad():
-        out = original(
-            tensors["inputs/keypoints_2d"], tensors["denoiser/noisy_pose"], tensors[f"denoiser/t_{case}"]
-        ).sample
+        out = original(tensors["inputs/keypoints_2d"], tensors["denoiser/noisy_pose"], tensors[f"denoiser/t_{case}"]).sample
     torch.testing.assert_close(out, tensors[f"denoiser/out_{case}"], atol=5e-5, rtol=0)
 
 

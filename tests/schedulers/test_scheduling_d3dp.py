@@ -40,9 +40,7 @@ def sample(model, keypoints, noise, pairs):
         seen = scheduler.scale_model_input(x, t)
         mirrored = model(mirror(keypoints, pairs), mirror(seen, pairs), t).sample
         mean = (model(keypoints, seen, t).sample + mirror(mirrored, pairs)) / 2
-        x, clean = scheduler.step(
-            mean, t, x, variance_noise=noise[i + 1] if i + 1 < len(noise) else None, return_dict=False
-        )
+        x, clean = scheduler.step(mean, t, x, variance_noise=noise[i + 1] if i + 1 < len(noise) else None, return_dict=False)
         predictions.append(clean)
     return torch.stack(predictions)
 
@@ -228,9 +226,7 @@ def test_add_noise():
     scheduler = D3DPScheduler()
     pose, noise = 0.3 * torch.randn(2, 4, 5, 3), torch.randn(2, 4, 5, 3)
     assert (scheduler.add_noise(pose, noise, 0) - pose).abs().max() < 0.05
-    torch.testing.assert_close(
-        scheduler.add_noise(pose, noise, torch.tensor([999, 999])), noise.clamp(-1.1, 1.1), atol=1e-4, rtol=0
-    )
+    torch.testing.assert_close(scheduler.add_noise(pose, noise, torch.tensor([999, 999])), noise.clamp(-1.1, 1.1), atol=1e-4, rtol=0)
     mixed = scheduler.add_noise(pose, noise, torch.tensor([0, 500]))
     torch.testing.assert_close(mixed[1:], scheduler.add_noise(pose[1:], noise[1:], 500))
     assert mixed.dtype == torch.float32
@@ -243,9 +239,7 @@ def test_clean_pose_and_noise_are_recovered():
     scheduler = D3DPScheduler(eta=0.0)
     scheduler.set_timesteps(5)
     pose, noise = torch.rand(2, 100, dtype=torch.float64) - 0.5
-    path = [
-        scheduler.alphas_cumprod[t].sqrt() * pose + (1 - scheduler.alphas_cumprod[t]).sqrt() * noise for t in (799, 599)
-    ]
+    path = [scheduler.alphas_cumprod[t].sqrt() * pose + (1 - scheduler.alphas_cumprod[t]).sqrt() * noise for t in (799, 599)]
     torch.testing.assert_close(scheduler.step(pose, 799, path[0]).prev_sample, path[1], atol=1e-9, rtol=0)
 
 

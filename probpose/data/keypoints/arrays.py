@@ -155,9 +155,7 @@ def numpy_tracks(
         notes.append(f"confidences up to {np.nanmax(raw):.3g} were clipped to 1")
     confidence = np.where(missing, 0, np.clip(np.nan_to_num(raw, nan=0.0), 0, 1))
     if stated["units"] is None:
-        landmarks = (
-            key != "keypoints_2d" and name == "mediapipe_33" and bool(np.mean(np.abs(points[~missing]) <= 2) > 0.99)
-        )
+        landmarks = key != "keypoints_2d" and name == "mediapipe_33" and bool(np.mean(np.abs(points[~missing]) <= 2) > 0.99)
         points = to_pixels(points, ~missing, "unit" if landmarks else "pixels", image_size, notes)
     elif stated["units"] != "pixels":
         raise ValueError(f"expected units 'pixels', found {stated['units']!r}")
@@ -226,8 +224,7 @@ def _people(members, points, confidence, raw, source) -> Iterator[dict[str, Any]
     sources = members.get("source")
     if (len(frames), len(ids), total) != (points.shape[-3], len(people), points.shape[-3]):
         raise ValueError(
-            f"expected {points.shape[-3]} frame numbers and rows and {len(people)} track ids, "
-            f"found {len(frames)}, {total} and {len(ids)}"
+            f"expected {points.shape[-3]} frame numbers and rows and {len(people)} track ids, found {len(frames)}, {total} and {len(ids)}"
         )
     for index, (row, (xy, trust, third)) in enumerate(zip(rows, people)):
         if written is None and np.isnan(xy).all():
@@ -283,10 +280,7 @@ def _numbers(name: str, array: np.ndarray) -> np.ndarray:
 def _split_channels(array: np.ndarray, may_be_metres: bool = True) -> tuple[np.ndarray, np.ndarray | None]:
     """x and y, and the third channel, which must be a confidence."""
     if array.ndim not in (3, 4) or array.shape[-1] not in (2, 3):
-        raise ValueError(
-            "expected keypoints of shape (frames, joints, 2 or 3) or (people, frames, joints, 2 or 3), "
-            f"found {array.shape}"
-        )
+        raise ValueError(f"expected keypoints of shape (frames, joints, 2 or 3) or (people, frames, joints, 2 or 3), found {array.shape}")
     if array.shape[-1] == 2:
         return array, None
     third, reach = array[..., 2][np.isfinite(array[..., 2])], np.nanmax(np.abs(array[..., :2]), initial=0.0)

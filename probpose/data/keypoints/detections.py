@@ -135,9 +135,7 @@ def _frame_numbers(labels: Iterable[int | str], notes: list[str]) -> dict[int | 
     labels = list(labels)
     numbers = {label: sequence_number(label) if isinstance(label, str) else _whole(label) for label in labels}
     if None in numbers.values():
-        natural = sorted(
-            labels, key=lambda name: [(int(t), "") if t.isdigit() else (-1, t) for t in re.split(r"(\d+)", str(name))]
-        )
+        natural = sorted(labels, key=lambda name: [(int(t), "") if t.isdigit() else (-1, t) for t in re.split(r"(\d+)", str(name))])
         notes.append("some frame names hold no number: the frames are taken in the order of their names")
         return {label: place for place, label in enumerate(natural)}
     shared = [number for number, count in Counter(numbers.values()).items() if count > 1]
@@ -150,9 +148,7 @@ def _frame_numbers(labels: Iterable[int | str], notes: list[str]) -> dict[int | 
     return numbers
 
 
-def _sequence(
-    found: Detections, label: list[int | str], fps: float | None, notes: list[str]
-) -> tuple[np.ndarray, float | None]:
+def _sequence(found: Detections, label: list[int | str], fps: float | None, notes: list[str]) -> tuple[np.ndarray, float | None]:
     """Frame numbers of the people, counted from 0 in steps of 1, and the frame rate that goes with them."""
     numbers = _frame_numbers(found.labels, notes)
     frame = np.array([numbers[name] for name in label], dtype=np.int64) - found.first_frame
@@ -205,9 +201,7 @@ def _implausible(xy: np.ndarray, skeleton: str) -> bool:
     return any(above > below for above, below in pairwise(heights))
 
 
-def to_pixels(
-    xy: np.ndarray, seen: np.ndarray, units: str, image_size: tuple[int, int] | None, notes: list[str]
-) -> np.ndarray:
+def to_pixels(xy: np.ndarray, seen: np.ndarray, units: str, image_size: tuple[int, int] | None, notes: list[str]) -> np.ndarray:
     """Pixels from coordinates `(..., joints, 2)` in `units`; only joints `seen (..., joints)` decide what they are.
 
     Raises:
@@ -231,8 +225,7 @@ def to_pixels(
         reach = np.quantile(xy[seen], 0.99, axis=0)
         if (reach > 1.1 * np.asarray(image_size)).any():
             notes.append(
-                f"joints reach x = {reach[0]:.0f}, y = {reach[1]:.0f}, beyond image_size {image_size}: "
-                "was another resolution meant?"
+                f"joints reach x = {reach[0]:.0f}, y = {reach[1]:.0f}, beyond image_size {image_size}: was another resolution meant?"
             )
     return xy
 
@@ -262,10 +255,7 @@ def _as_table(points: list[Sequence[float]], label: list[int | str]) -> np.ndarr
     if len(wrong):
         person = wrong[0]
         expected = f"{usual} numbers (3 × {usual // 3} joints)" if usual % 3 == 0 else "x, y, confidence of each joint"
-        raise ValueError(
-            f"expected {expected} for each person, found {lengths[person]} for person {person} "
-            f"(frame {label[person]!r})"
-        )
+        raise ValueError(f"expected {expected} for each person, found {lengths[person]} for person {person} (frame {label[person]!r})")
     try:
         return np.asarray(points, dtype=np.float64).reshape(len(points), -1, 3)
     except (TypeError, ValueError):
@@ -332,9 +322,7 @@ def to_tracks(
     if not len(frame):
         warnings.warn(f"{source['path']}: no person in any of {len(found.labels)} frames", stacklevel=4)
         return []
-    score = np.array(
-        [np.nan if found.score[i] is None else found.score[i] for i in np.asarray(present)[keep]], dtype=np.float64
-    )
+    score = np.array([np.nan if found.score[i] is None else found.score[i] for i in np.asarray(present)[keep]], dtype=np.float64)
     score = np.where(np.isnan(score), confidence.mean(1), score)
     identity = _identities([ids[i] for i in keep], frame, score, notes)
     unknown = identity < 0
@@ -351,9 +339,7 @@ def to_tracks(
     return tracks
 
 
-def _distinct(
-    frame: np.ndarray, table: np.ndarray, ids: list[Hashable], seen: np.ndarray, notes: list[str]
-) -> np.ndarray:
+def _distinct(frame: np.ndarray, table: np.ndarray, ids: list[Hashable], seen: np.ndarray, notes: list[str]) -> np.ndarray:
     """Indices of the people to keep: each once per frame, and only those with a joint at all."""
     first: dict[tuple, int] = {}
     for index in np.flatnonzero(seen).tolist():

@@ -358,9 +358,7 @@ def mediapipe(content: list | dict) -> Detections:
         for landmarks in _mediapipe_people(frame):
             if len(landmarks) != 33:
                 raise ValueError(f"expected 33 landmarks per person, found {len(landmarks)} (frame {label})")
-            found.add(
-                label, [v for m in landmarks for v in (m["x"], m["y"], _first(m, ("visibility", "presence"), 1.0))]
-            )
+            found.add(label, [v for m in landmarks for v in (m["x"], m["y"], _first(m, ("visibility", "presence"), 1.0))])
             hips.append([(landmarks[23][axis] + landmarks[24][axis]) / 2 for axis in ("x", "y")])
     if hips and all(abs(x) < 0.02 and abs(y) < 0.02 for x, y in hips):
         raise ValueError("expected image landmarks, found world landmarks (hips at the origin): these are 3D results")

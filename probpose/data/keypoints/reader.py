@@ -147,8 +147,7 @@ def _open_folder(path: Path, format: str | None) -> tuple[str, Any]:
         if not texts:
             hint = f"; the folder {path / 'labels'} may be meant" if (path / "labels").is_dir() else ""
             raise FileNotFoundError(
-                f"{path}: expected *_keypoints.json, other .json or YOLO .txt files, one per frame, found {len(names)} "
-                f"other files{hint}"
+                f"{path}: expected *_keypoints.json, other .json or YOLO .txt files, one per frame, found {len(names)} other files{hint}"
             )
         name, content = "yolo_txt", _Folder({text: _text(path / text) for text in texts})
     if format not in (None, name):
@@ -225,9 +224,7 @@ def _sniff(content: Any) -> str:
     else:
         name = None
     if name is None:
-        raise ValueError(
-            f"expected one of {', '.join(_FORMATS)}, found {_describe(content)}; if it is one, pass format=..."
-        )
+        raise ValueError(f"expected one of {', '.join(_FORMATS)}, found {_describe(content)}; if it is one, pass format=...")
     return name
 
 
@@ -279,9 +276,7 @@ def _sniff_element(element: Any) -> str | None:
         return "huggingface"
     if "people" in element:
         return "openpose"
-    if any(key in element for key in (*formats.LANDMARK_KEYS, *formats.WORLD_LANDMARK_KEYS)) or {"x", "y"} <= set(
-        element
-    ):
+    if any(key in element for key in (*formats.LANDMARK_KEYS, *formats.WORLD_LANDMARK_KEYS)) or {"x", "y"} <= set(element):
         return "mediapipe"
     return None
 
@@ -314,6 +309,4 @@ def _parse(name: str, content: Any, joints: int | None) -> Detections:
         return found
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise ValueError(
-            f"expected the layout of {name!r}, found something else: {what} ({_describe(content)})"
-        ) from error
+        raise ValueError(f"expected the layout of {name!r}, found something else: {what} ({_describe(content)})") from error
