@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from probpose.aggregation import Aggregator
-from probpose.geometry import Camera, check_image_size, estimate_root, normalise_screen, reexpress_keypoints
+from probpose.geometry import Camera, check_image_size, normalise_screen, reexpress_keypoints
 from probpose.skeletons import convert_with_confidence, get_skeleton
 
 from .pipeline_output import ProbPosePipelineOutput
@@ -130,7 +131,7 @@ class ProbPosePipeline(DiffusionPipeline):
             network_2d = normalise_screen(keypoints, image_size)
         else:
             fx, fy, cx, cy = canonical
-            network_2d = reexpress_keypoints(keypoints, camera, Camera((fx, fy), (cx, cy)))
+            network_2d = reexpress_keypoints(keypoints, camera, Camera((fx, fy), (cx, cy), slope_limit=math.inf))
         return PreparedInputs(keypoints, confidence, _fill_missing(network_2d), camera, root, batched)
 
     def finish(
@@ -156,8 +157,7 @@ class ProbPosePipeline(DiffusionPipeline):
             out = aggregator(hypotheses, inputs.keypoints_2d, inputs.camera, root, inputs.confidence, fps)
             pose, uncertainty = out.pose, out.uncertainty
         if root is None and comparable:
-            centre = pose if pose is not None else hypotheses.mean(1)
-            root = estimate_root(centre, inputs.keypoints_2d, inputs.camera, inputs.confidence, fps=fps)
+            root = root_of_hypotheses(hypotheses, inputs.keypoints_2d, inputs.camera, inputs.confidence, fps)
         values = [hypotheses, pose, uncertainty, root]
         if not inputs.batched:
             values = [None if v is None else v[0] for v in values]

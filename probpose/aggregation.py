@@ -13,7 +13,7 @@ import torch
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
-from probpose.geometry import Camera, estimate_root, reprojection_error, select_by_reprojection
+from probpose.geometry import REFERENCE_FOCAL, Camera, estimate_root, reprojection_error, select_by_reprojection
 
 
 @dataclass
@@ -96,45 +96,56 @@ class GeometricMedianAggregator(Aggregator):
 
 
 class _Reprojecting(Aggregator):
-    """Shares what JPMA and its soft relative need: reprojection errors, with a root per hypothesis unless one is given."""
+    """Shares what JPMA and its soft relative need."""
 
     needs_camera = True
 
-    def errors(self, hypotheses, keypoints_2d, camera, root, confidence, fps) -> Tensor:
-        """Reprojection errors `(batch, num_hypotheses, frames, joints)` in pixels."""
-        if root is None:
-            root = estimate_root(hypotheses, keypoints_2d, camera, confidence, fps=fps)
-        return reprojection_error(hypotheses, keypoints_2d, camera, root)
+    @staticmethod
+    def precision(keypoints_2d: Tensor, confidence: Tensor | None) -> Tensor:
+        """How much a keypoint may decide, `(batch, frames, joints)`: its confidence, zero where it is not observed."""
+        seen = torch.isfinite(keypoints_2d).all(-1)
+        return seen.to(keypoints_2d.dtype) if confidence is None else torch.where(seen, confidence, 0.0)
 
     @staticmethod
-    def observed(keypoints_2d: Tensor, confidence: Tensor | None) -> Tensor:
-        """Which joints say anything about the hypotheses, `(batch, frames, joints)`."""
-        seen = torch.isfinite(keypoints_2d).all(-1)
-        return seen if confidence is None else seen & (confidence > 0)
+    def pixels(sigma: float, camera: Camera, like: Tensor) -> Tensor:
+        """A standard deviation stated for `REFERENCE_FOCAL` in this camera's pixels, `(batch or 1, 1, 1)`."""
+        return sigma * camera.focal.mean(-1).reshape(-1, 1, 1).to(like) / REFERENCE_FOCAL
 
 
 class JPMA(_Reprojecting):
     """Joint-wise reprojection-based multi-hypothesis aggregation (J-Agg of D3DP, ICCV 2023, §3.4).
 
     Per frame and joint the hypothesis whose reprojection is nearest to the keypoint; ties go to the lowest index. The result is a
-    composite: its bones may come from different hypotheses. Joints without an observation take the mean, since their
-    reprojection error carries no information.
+    composite: its bones may come from different hypotheses. Joints without an observation take the mean, since their reprojection
+    error says nothing.
+
+    With the root trajectory given this is the published rule. Where it has to be estimated, or where keypoints are noisy, the
+    nearest reprojection may be near by accident; then the joint moves from the mean towards the chosen hypothesis by the share
+    `s² / (s² + (σ/c)²)`: s is the spread of the reprojected hypotheses, σ the noise of a keypoint and c its confidence.
 
     Args:
-        confidence_weighted: trust the choice in proportion to the keypoint's confidence c: the joint is
-            `c · chosen + (1 - c) · mean`. Off is the published rule.
+        keypoint_sigma: σ in pixels of a camera with a focal length of `REFERENCE_FOCAL`; it scales with the focal length. 0 is the
+            published choice. None means 0 when the root is given and 1 when it is estimated.
     """
 
-    def __init__(self, confidence_weighted: bool = False):
+    def __init__(self, keypoint_sigma: float | None = None):
         super().__init__()
-        self.confidence_weighted = confidence_weighted
+        if keypoint_sigma is not None and not keypoint_sigma >= 0:
+            raise ValueError(f"keypoint_sigma must not be negative, got {keypoint_sigma}")
+        self.keypoint_sigma = keypoint_sigma
 
     def combine(self, hypotheses, keypoints_2d, camera, root, confidence, fps) -> Tensor:
-        index = select_by_reprojection(self.errors(hypotheses, keypoints_2d, camera, root, confidence, fps), dim=1)
+        sigma = self.keypoint_sigma if self.keypoint_sigma is not None else (1.0 if root is None else 0.0)
+        if root is None:
+            root = root_of_hypotheses(hypotheses, keypoints_2d, camera, confidence, fps)
+        index = select_by_reprojection(reprojection_error(hypotheses, keypoints_2d, camera, root), dim=1)
         chosen = hypotheses.gather(1, index[:, None, ..., None].expand(-1, 1, -1, -1, 3))[:, 0]
-        trust = self.observed(keypoints_2d, confidence).to(chosen)
-        if self.confidence_weighted and confidence is not None:
-            trust = trust * confidence
+        precision = self.precision(keypoints_2d, confidence)
+        trust = (precision > 0).to(chosen)
+        if sigma > 0:
+            spread = camera.project(hypotheses + root[:, None, :, None]).var(1, correction=0).sum(-1)
+            noise = (self.pixels(sigma, camera, chosen) / precision.clamp_min(1e-3)) ** 2
+            trust = trust * spread / (spread + noise)
         return torch.lerp(hypotheses.mean(1), chosen, trust[..., None])
 
 
@@ -142,24 +153,32 @@ class ReprojectionWeightedAggregator(_Reprojecting):
     """Posterior expectation per joint: hypotheses weighted by `softmax(-error² / 2σ²)` of their reprojection errors.
 
     Args:
-        sigma: σ in pixels of an image whose focal length is 1145 px (Human3.6M); it scales with the camera's focal length.
-            Divided by the square root of the confidence, so that a doubtful keypoint decides less.
+        sigma: σ in pixels of a camera with a focal length of `REFERENCE_FOCAL`; it scales with the focal length and with the
+            inverse of the keypoint's confidence, so that a doubtful keypoint decides less.
     """
 
-    def __init__(self, sigma: float = 8.0):
+    def __init__(self, sigma: float = 1.5):
         super().__init__()
         if not sigma > 0:
             raise ValueError(f"sigma must be positive, got {sigma}")
         self.sigma = sigma
 
     def combine(self, hypotheses, keypoints_2d, camera, root, confidence, fps) -> Tensor:
-        errors = self.errors(hypotheses, keypoints_2d, camera, root, confidence, fps)
-        focal = camera.focal.mean(-1).reshape(-1, 1, 1, 1).to(errors)
-        precision = self.observed(keypoints_2d, confidence).to(errors)
-        if confidence is not None:
-            precision = precision * confidence
-        energy = precision[:, None] * (errors * 1145 / (focal * self.sigma)) ** 2 / 2
-        return (torch.softmax(-energy, dim=1)[..., None] * hypotheses).sum(1)
+        if root is None:
+            root = root_of_hypotheses(hypotheses, keypoints_2d, camera, confidence, fps)
+        errors = reprojection_error(hypotheses, keypoints_2d, camera, root)
+        scale = self.precision(keypoints_2d, confidence) / self.pixels(self.sigma, camera, errors)
+        weights = torch.softmax(-((scale[:, None] * errors) ** 2) / 2, dim=1)
+        return (weights[..., None] * hypotheses).sum(1)
+
+
+def root_of_hypotheses(hypotheses: Tensor, keypoints_2d: Tensor, camera: Camera, confidence: Tensor | None, fps: float = 30.0) -> Tensor:
+    """Root trajectory `(batch, frames, 3)` of the mean hypothesis; joints on which the hypotheses agree count most.
+
+    The spread is taken threefold, as samples of a network that predicts clean poses lie closer together than the truth lies to them.
+    """
+    spread = (hypotheses - hypotheses.mean(1, keepdim=True)).square().sum(-1).mean(1).sqrt()
+    return estimate_root(hypotheses.mean(1), keypoints_2d, camera, confidence, fps=fps, pose_sigma=3 * spread.double() + 0.002)
 
 
 AGGREGATORS: dict[str, type[Aggregator]] = {

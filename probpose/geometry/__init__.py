@@ -10,10 +10,11 @@ from .camera import (
 )
 from .procrustes import procrustes_align
 from .reprojection import reprojection_error, select_by_reprojection
-from .root import estimate_root
+from .root import REFERENCE_FOCAL, estimate_root
 from .rotation import quaternion_to_matrix, rotation_between_z_and
 
 __all__ = [
+    "REFERENCE_FOCAL",
     "Camera",
     "check_image_size",
     "denormalise_screen",

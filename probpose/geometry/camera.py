@@ -105,7 +105,8 @@ class Camera:
         if not 0 < fov < 180:
             raise ValueError(f"fov must lie between 0 and 180 degrees, got {fov}")
         focal = max(width, height) / 2 / math.tan(math.radians(fov) / 2)
-        return cls(torch.full((2,), focal), torch.tensor([width / 2, height / 2]), image_size=(width, height))
+        centre = torch.tensor([width / 2, height / 2])
+        return cls(torch.full((2,), focal), centre, image_size=(width, height), slope_limit=math.inf)
 
     @classmethod
     def from_vector(cls, vector: Tensor, image_size: tuple[int, int] | None = None) -> Camera:

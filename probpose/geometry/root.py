@@ -9,6 +9,9 @@ from torch import Tensor
 
 from .camera import Camera
 
+REFERENCE_FOCAL = 1145.0
+"""Focal length in pixels of Human3.6M's cameras, for which keypoint noise is stated."""
+
 _BANDS = 7  # a frame couples its own three coordinates (offsets 0..2) and, through the acceleration, the next two frames (3, 6)
 
 
@@ -20,8 +23,8 @@ def estimate_root(
     confidence: Tensor | None = None,
     *,
     fps: float = 30.0,
-    acceleration: float | None = 1.0,
-    keypoint_sigma: float = 8.0,
+    acceleration: float | None = 5.0,
+    keypoint_sigma: float = 2.5,
     pose_sigma: float | Tensor = 0.03,
     iterations: int = 6,
 ) -> Tensor:
@@ -37,8 +40,10 @@ def estimate_root(
         confidence: `(batch, frames, joints)` in 0..1.
         fps: frame rate, which gives the acceleration prior its unit.
         acceleration: standard deviation of the root's acceleration in m/s²; None solves every frame on its own.
-        keypoint_sigma: standard deviation of a keypoint of confidence one, pixels.
-        pose_sigma: standard deviation of a joint of `pose` in metres; with the depth it says how far a joint may reproject away.
+        keypoint_sigma: standard deviation of a keypoint of confidence one, in pixels of a camera with a focal length of
+            `REFERENCE_FOCAL`; it scales with the focal length.
+        pose_sigma: standard deviation of the joints of `pose` in metres: one number, or a tensor that broadcasts against
+            `pose[..., 0]`. With the depth it says how far a joint may reproject away; small numbers tie the root to these joints.
         iterations: re-weighting steps.
 
     Returns:
@@ -71,7 +76,7 @@ def estimate_root(
         depth = (joints[..., 2] + root[..., None, 2]).clamp_min(0.1)
         residual = (joints[..., :2] + root[..., None, :2]) - slopes * depth[..., None]
         pixels = focal * residual.norm(dim=-1) / depth
-        sigma = torch.sqrt(keypoint_sigma**2 + (focal * pose_sigma / depth) ** 2)
+        sigma = focal * torch.sqrt((keypoint_sigma / REFERENCE_FOCAL) ** 2 + (pose_sigma / depth) ** 2)
         w = weight / (1 + (pixels / (2 * sigma)) ** 2) * (focal / (depth * sigma)) ** 2
         root = _solve(joints, slopes, w, fps, acceleration)
         root[..., 2].clamp_(min=0.1)
