@@ -9,8 +9,8 @@ READY  := $(VENV)/.ready
 .PHONY: demo test lint clean
 
 demo: $(READY)
-	$(BIN)/probpose sample examples/data/walk.npz --model hub/models/d3dp-mocap17 --out out --overwrite
-	@echo "Look at out/walk.png and open out/walk.html in a browser."
+	$(BIN)/probpose sample examples/data/basketball.npz --focal 1145 --model hub/models/d3dp-mocap17 --out out --overwrite
+	@echo "Look at out/basketball.png and open out/basketball.html in a browser."
 
 test: $(READY)
 	$(BIN)/python -m pytest

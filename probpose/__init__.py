@@ -16,8 +16,9 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .geometry import Camera
-    from .pipelines import D3DPPipeline, ProbPosePipeline
+    from .geometry import Camera as Camera
+    from .pipelines import D3DPPipeline as D3DPPipeline
+    from .pipelines import ProbPosePipeline as ProbPosePipeline
 
 _HOME = {
     "Camera": "probpose.geometry",

@@ -7,7 +7,8 @@ on its neighbours in the batch.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,8 +66,31 @@ def scale_bones(local: Tensor, factors: Tensor) -> Tensor:
     return torch.stack(joints, dim=-2)
 
 
+class _Variation:
+    """Checks the fields of an augmentation: a number of at least 0, a range of two of them, a probability.
+
+    Raises:
+        ValueError: naming the field.
+    """
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, where = getattr(self, field.name), f"{type(self).__name__}.{field.name}"
+            if isinstance(field.default, tuple):
+                if not (isinstance(value, (tuple, list)) and len(value) == 2 and all(map(_is_size, value)) and value[0] <= value[1]):
+                    raise ValueError(f"{where} must be a range (low, high) of numbers of at least 0, got {value!r}")
+            elif not _is_size(value):
+                raise ValueError(f"{where} must be a number of at least 0, got {value!r}")
+            elif field.name.endswith("probability") and value > 1:
+                raise ValueError(f"{where} must lie in 0..1, got {value!r}")
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+
+
 @dataclass
-class BodyVariation:
+class BodyVariation(_Variation):
     """Random body proportions.
 
     Args:
@@ -90,7 +114,7 @@ class BodyVariation:
 
 
 @dataclass
-class CameraVariation:
+class CameraVariation(_Variation):
     """Random virtual cameras that look at the person.
 
     Args:
@@ -111,6 +135,11 @@ class CameraVariation:
     off_centre: float = 0.7
     unknown_probability: float = 0.35
     focal_error: float = 0.22
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.distance[0] == 0:
+            raise ValueError(f"CameraVariation.distance must begin above 0, got {self.distance!r}")
 
     def __call__(self, root: Tensor, local: Tensor, random: WindowRandom) -> tuple[Tensor, Tensor]:
         """Place a camera per window.
@@ -165,7 +194,7 @@ def _euler_yx(yaw: Tensor, pitch: Tensor) -> Tensor:
 
 
 @dataclass
-class DetectorNoise:
+class DetectorNoise(_Variation):
     """Mistakes of a 2D detector: correlated jitter, outliers, left-right swaps, missing joints and frames, other head joints.
 
     Args:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import copy
 import fnmatch
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from .mocap_files import JOINT_NAMES
 
 _NEEDED = ("root", "local", "starts", "names", "splits", "fps", "joints")
 
@@ -31,22 +35,14 @@ class MocapClips:
 
     Raises:
         FileNotFoundError: an archive does not exist.
-        ValueError: an archive of another layout, different frame rates, or nothing left after filtering.
+        ValueError: a file of another layout, different frame rates, or nothing left after filtering.
     """
 
     def __init__(self, paths: str | Path | list[str | Path], split: str | None = "train", include: list[str] | None = None):
         paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
         roots, locals_, lengths, self.names, rates = [], [], [], [], {}
         for path in map(Path, paths):
-            if not path.is_file():
-                raise FileNotFoundError(f"no motion archive at {path}")
-            with np.load(path, allow_pickle=False) as archive:
-                missing = [key for key in _NEEDED if key not in archive.files]
-                if missing:
-                    raise ValueError(f"{path} is not a motion archive: it lacks {missing}; needed are {list(_NEEDED)}")
-                data = {key: archive[key] for key in _NEEDED}
-            if data["local"].shape[1:] != (17, 3):
-                raise ValueError(f"{path}: local must have shape (frames, 17, 3), got {data['local'].shape}")
+            data = _read_archive(path)
             rates[str(path)] = float(data["fps"])
             for i, (name, clip_split) in enumerate(zip(data["names"].tolist(), data["splits"].tolist())):
                 if split is not None and clip_split != split:
@@ -87,3 +83,29 @@ class MocapClips:
         other.starts = torch.tensor([0] + [int(self.starts[i + 1] - self.starts[i]) for i in chosen]).cumsum(0)
         other.names, other.sources = [self.names[i] for i in chosen], [self.sources[i] for i in chosen]
         return other
+
+
+def _read_archive(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of one archive, checked against each other; the errors are those of `MocapClips`."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no motion archive at {path}")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            data = {key: archive[key] for key in _NEEDED if key in archive.files}
+    # TypeError: np.load hands out a bare array for a .npy file
+    except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is not a motion archive: {error}") from None
+    if missing := [key for key in _NEEDED if key not in data]:
+        raise ValueError(f"{path} is not a motion archive: it lacks {missing}; needed are {list(_NEEDED)}")
+    frames, clips, starts = len(data["root"]), len(data["names"]), data["starts"]
+    for key, shape in {"root": (frames, 3), "local": (frames, 17, 3), "splits": (clips,), "starts": (clips + 1,), "fps": ()}.items():
+        if data[key].shape != shape:
+            raise ValueError(f"{path}: with {frames} frames in {clips} clips {key} must have shape {shape}, got {data[key].shape}")
+    if tuple(data["joints"].tolist()) != JOINT_NAMES:
+        raise ValueError(f"{path}: joints must be {list(JOINT_NAMES)} in this order, got {data['joints'].tolist()}")
+    if starts[0] != 0 or starts[-1] != frames or (np.diff(starts) < 1).any():
+        raise ValueError(f"{path}: starts must rise from 0 to the number of frames ({frames}), got {starts.tolist()}")
+    for key in ("root", "local"):
+        if not np.isfinite(data[key]).all():
+            raise ValueError(f"{path}: {key} must be finite")
+    return data

@@ -27,6 +27,7 @@ import numpy as np
 
 from probpose.data.asf_amc import read_amc
 from probpose.data.bvh import Recording, read_bvh
+from probpose.files import replacing
 
 JOINT_NAMES = (
     "hip", "rhip", "rknee", "rankle", "lhip", "lknee", "lankle", "spine", "thorax", "nose", "head",
@@ -163,7 +164,9 @@ def read_motion(
     )
 
 
-def clips_to_npz(clips: Iterable[MotionClip], path: str | os.PathLike, split: str | Mapping[str, str] = "train") -> None:
+def clips_to_npz(
+    clips: Iterable[MotionClip], path: str | os.PathLike, split: str | Mapping[str, str] = "train", overwrite: bool = False
+) -> None:
     """Write clips as one archive for training.
 
     Arrays: `root (N, 3)` float32, the pelvis in metres, z up; `local (N, 17, 3)` float16, joints relative to it;
@@ -172,15 +175,19 @@ def clips_to_npz(clips: Iterable[MotionClip], path: str | os.PathLike, split: st
 
     Args:
         clips: clips of one frame rate (see :meth:`MotionClip.resample`) with different names.
-        path: the archive to write or replace.
+        path: the archive to write, ending in `.npz`.
         split: "train" or "test" for all clips, or for each clip by its name.
+        overwrite: replace an existing archive.
 
     Raises:
-        ValueError: no clips, equal names, different frame rates, positions that are not finite or of another shape, or
+        FileExistsError: the archive exists and `overwrite` is false.
+        ValueError: another suffix, no clips, equal names, different frame rates, positions that are not finite or of another shape, or
             a clip without a split.
     """
     clips, path = list(clips), Path(path)
     names = [clip.name for clip in clips]
+    if path.suffix != ".npz":
+        raise ValueError(f"a motion archive must end in .npz, got {path}")
     if not clips:
         raise ValueError("clips_to_npz needs at least one clip")
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
@@ -196,22 +203,17 @@ def clips_to_npz(clips: Iterable[MotionClip], path: str | os.PathLike, split: st
 
     positions = np.concatenate([clip.positions for clip in clips])
     root = positions[:, 0].astype(np.float32)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with unfinished.open("wb") as file:
-            np.savez_compressed(
-                file,
-                root=root,
-                local=(positions - root[:, None]).astype(np.float16),
-                starts=np.cumsum([0, *(len(clip.positions) for clip in clips)], dtype=np.int64),
-                names=np.array(names),
-                splits=np.array(splits),
-                fps=np.array(int(clips[0].fps) if float(clips[0].fps).is_integer() else clips[0].fps),
-                joints=np.array(JOINT_NAMES),
-            )
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(path, overwrite) as unfinished:
+        np.savez_compressed(
+            unfinished,
+            root=root,
+            local=(positions - root[:, None]).astype(np.float16),
+            starts=np.cumsum([0, *(len(clip.positions) for clip in clips)], dtype=np.int64),
+            names=np.array(names),
+            splits=np.array(splits),
+            fps=np.array(int(clips[0].fps) if float(clips[0].fps).is_integer() else clips[0].fps),
+            joints=np.array(JOINT_NAMES),
+        )
 
 
 def _check_fps(fps: float) -> None:

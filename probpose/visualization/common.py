@@ -1,10 +1,5 @@
-"""What the static figure and the interactive page share: colours, checked inputs, display axes and safe writing."""
+"""What the static figure and the interactive page share: colours, checked inputs, and display axes."""
 
-import os
-import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -118,24 +113,3 @@ def upright(points: np.ndarray, up: Any = CAMERA_UP) -> np.ndarray:
     y = ahead - (ahead @ z) * z
     y /= np.linalg.norm(y)
     return points @ np.stack([np.cross(y, z), y, z], axis=-1)
-
-
-@contextmanager
-def replacing(path: str | Path, overwrite: bool) -> Iterator[Path]:
-    """Yields a temporary neighbour of `path` that takes its name only when the block succeeds.
-
-    Raises:
-        FileExistsError: if `path` exists and `overwrite` is false.
-        FileNotFoundError: if the folder does not exist.
-    """
-    path = Path(path)
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists; pass overwrite=True to replace it")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder {path.parent} does not exist")
-    unfinished = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
-    try:
-        yield unfinished
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from probpose.files import replacing
 from probpose.skeletons import Skeleton
 from probpose.visualization.common import (
     CAMERA_UP,
@@ -15,7 +16,6 @@ from probpose.visualization.common import (
     as_estimate,
     as_keypoints,
     limbs,
-    replacing,
     side_of,
     upright,
 )

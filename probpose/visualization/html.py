@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from probpose.files import replacing
 from probpose.skeletons import Skeleton
 from probpose.visualization.common import (
     CAMERA_UP,
@@ -14,7 +15,6 @@ from probpose.visualization.common import (
     as_estimate,
     as_keypoints,
     limbs,
-    replacing,
     side_of,
     upright,
 )

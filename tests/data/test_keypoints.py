@@ -509,7 +509,7 @@ def test_writing_fails_whole(tmp_path, monkeypatch):
     before = path.read_bytes()
 
     def fail(file, **arrays):
-        file.write(b"half")
+        file.write_bytes(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(np, "savez_compressed", fail)

@@ -700,10 +700,10 @@ def test_a_failed_archive_leaves_the_old_one(tmp_path, monkeypatch):
     before = path.read_bytes()
 
     def fail(file, **arrays):
-        file.write(b"half")
+        file.write_bytes(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(np, "savez_compressed", fail)
     with pytest.raises(OSError, match="disk full"):
-        clips_to_npz([straight_walk(5, 30)], path)
+        clips_to_npz([straight_walk(5, 30)], path, overwrite=True)
     assert path.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == ["clips.npz"]

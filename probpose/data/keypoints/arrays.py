@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from probpose.files import replacing
 
 from .detections import looks_normalised, prefer, to_pixels
 from .joint_sets import JOINT_COUNTS, choose_skeleton, joint_count, skeleton_of_dataset
@@ -51,8 +52,6 @@ def write_keypoints(path: str | os.PathLike, tracks: Sequence[KeypointTrack], ov
         values = {getattr(track, name) for track in tracks}
         if len(values) > 1:
             raise ValueError(f"{path}: expected tracks of one video, found several values of {name}: {values}")
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists; pass overwrite=True to replace it")
     members = {
         name: np.concatenate([getattr(track, name) for track in tracks])
         for name in ("keypoints_2d", "confidence", "confidence_raw", "frame")
@@ -64,22 +63,8 @@ def write_keypoints(path: str | os.PathLike, tracks: Sequence[KeypointTrack], ov
     for name in ("image_size", "fps"):
         if getattr(tracks[0], name) is not None:
             members[name] = np.array(getattr(tracks[0], name))
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez_compressed(file, **members)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def _umask() -> int:
-    """The process's file mode mask; temporary files are private, finished ones should be like any other."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    with replacing(path, overwrite) as unfinished:
+        np.savez_compressed(unfinished, **members)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
