@@ -329,9 +329,11 @@ def _resolve(model: str) -> str:
 
 def _load(model: str, device: str) -> Any:
     import torch
+    from diffusers.utils.logging import disable_progress_bar
 
     from probpose import ProbPosePipeline
 
+    disable_progress_bar()  # loading takes no time worth a bar
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -399,8 +401,8 @@ def _write_result(stem: Path, result: Any, track: Any, pipe: Any, settings: dict
         )  # fmt: skip
     if page:
         write_html(
-            stem.with_name(stem.name + ".html"), result.hypotheses, result.pose, result.uncertainty, shown, root=result.root,
-            fps=track.fps, **drawing,
+            stem.with_name(stem.name + ".html"), result.hypotheses, result.pose, result.uncertainty, shown, fps=track.fps,
+            **drawing,
         )  # fmt: skip
 
 

@@ -1,0 +1,5 @@
+"""`python -m probpose`."""
+
+from .cli import main
+
+main()
