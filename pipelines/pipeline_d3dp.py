@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from probpose.aggregation import Aggregator, get_aggregator
+from probpose.aggregation import Aggregator
 from probpose.geometry import Camera
 from probpose.skeletons import get_skeleton
 
 from .pipeline_output import ProbPosePipelineOutput
-from .pipeline_probpose import ProbPosePipeline
+from .pipeline_probpose import PreparedInputs, ProbPosePipeline, as_tensor
 from .windows import blend_weights, cut_windows, window_starts
 
 FLIP_MODES = ("every_step", "last_step", False)
+
+_NOISY_POSE_LIMIT = 1.1  # metres; what no noisy pose exceeded in D3DP's training, for schedulers that say nothing of it
 
 
 class D3DPPipeline(ProbPosePipeline):
@@ -29,15 +33,14 @@ class D3DPPipeline(ProbPosePipeline):
 
     Args:
         denoiser: any probpose denoiser.
-        scheduler: `D3DPScheduler`, or a diffusers scheduler with clean-sample prediction.
+        scheduler: `D3DPScheduler`, or a diffusers scheduler with `prediction_type="sample"` and the noise schedule that the denoiser was
+            trained with (D3DP: `beta_schedule="squaredcos_cap_v2"`); one network call per step.
         default_num_hypotheses, default_num_inference_steps, default_flip, default_share_first_step, default_aggregation: what a call
             uses that does not say. A constructed pipeline defaults to the published sampler; a saved one brings its own choice.
         window_overlap: frames that neighbouring windows of a long clip share; default a third of the model's window.
         hidden_when_converted: joints that are treated as not observed when the keypoints had to be converted from another skeleton,
             because the conversion only approximates what the model was trained on.
     """
-
-    _callback_tensor_inputs = ("sample", "clean")
 
     def __init__(
         self,
@@ -76,6 +79,7 @@ class D3DPPipeline(ProbPosePipeline):
         num_inference_steps: int | None = None,
         flip: str | bool | None = None,
         share_first_step: bool | None = None,
+        eta: float | None = None,
         aggregation: str | Aggregator | None = "default",
         generator: torch.Generator | list[torch.Generator] | None = None,
         noise: Tensor | None = None,
@@ -101,10 +105,12 @@ class D3DPPipeline(ProbPosePipeline):
                 Network passes per window with K hypotheses and S steps: 2KS, K(S+1), KS.
             share_first_step: predict the first clean pose once per window instead of K times (the input is pure noise to 5e-5). Replaces
                 the first step's K passes by one.
+            eta: 0 = deterministic steps, 1 = the full posterior noise (published); default the scheduler's own.
             aggregation: "jpma", "mean", "median", "weighted", an `Aggregator`, or None for hypotheses only.
             generator: random source; a list gives every clip its own, so that a clip's result does not depend on its batch.
-            noise: standard normal noise to use: `(batch, K, frames, joints, 3)` for the start, or `(draws, batch, K, frames, joints, 3)` for
-                the start and every stochastic step in order (without `batch` for an unbatched clip). Same noise, same answer.
+            noise: standard normal noise to use: `(batch, K, frames, joints, 3)` for the start, the steps' being drawn; or
+                `(draws, batch, K, frames, joints, 3)` for the start and every stochastic step in order (without `batch` for an unbatched
+                clip). Same noise, same answer.
             root: root trajectory `(batch, frames, 3)` metres in camera axes, if known; used by the reprojecting aggregators.
             fps: frame rate of the clip, used by the root estimate.
             max_batch_size: largest number of windows × hypotheses per network call; bounds the memory.
@@ -119,14 +125,14 @@ class D3DPPipeline(ProbPosePipeline):
         Raises:
             ValueError: any input of the wrong shape or range; the message names the value and what is allowed.
         """
-        settings = self._settings(num_hypotheses, num_inference_steps, flip, share_first_step)
-        aggregator = get_aggregator(self.config.default_aggregation if aggregation == "default" else aggregation)
+        settings = self._settings(num_hypotheses, num_inference_steps, flip, share_first_step, eta)
+        aggregator = self.choose_aggregator(aggregation)
         if output_type not in ("pt", "np"):
             raise ValueError(f"output_type must be 'pt' or 'np', got {output_type!r}")
-        if not isinstance(max_batch_size, int) or max_batch_size < 1:
-            raise ValueError(f"max_batch_size must be a positive integer, got {max_batch_size!r}")
-        if not fps > 0:
-            raise ValueError(f"fps must be positive, got {fps!r}")
+        if not _is_a(max_batch_size, Integral) or max_batch_size < 1:
+            raise ValueError(f"max_batch_size must be an integer of at least 1, got {max_batch_size!r}")
+        if not _is_a(fps, Real) or not 0 < fps < math.inf:
+            raise ValueError(f"fps must be a positive number, got {fps!r}")
         inputs = self.prepare_inputs(keypoints_2d, confidence, image_size, camera, skeleton, conversion, root)
         hypotheses = self.sample_clips(
             inputs.network_2d, inputs.confidence, settings, generator, self._check_noise(noise, inputs, settings), max_batch_size,
@@ -161,20 +167,19 @@ class D3DPPipeline(ProbPosePipeline):
         max_batch_size: int = 256,
         callback: Callable | None = None,
     ) -> Tensor:
-        """The sampler in the network's units: `(batch, frames, joints, 2)` to `(batch, K, frames, joints, 3)`.
+        """The sampler in the network's units: `(batch, frames, joints, 2)` to `(batch, K, frames, joints, 3)`, the root joint at zero.
 
         Hypotheses are worked through in groups, and windows within a group, so that no more than `max_batch_size` are in the network
         at once. Each hypothesis of each clip has its own random stream, so the grouping never changes the result.
         """
         batch, frames = network_2d.shape[:2]
         count = settings.num_hypotheses
+        timesteps = self._set_timesteps(settings, noise)
         windows = _Windows.cut(self.denoiser.config, network_2d, confidence, self._overlap)
         length = windows.clip_length
         noise = _NoiseSource(noise, generator, batch, count, (length, self._num_output_joints, 3), network_2d.device)
         group = max(1, min(count, max_batch_size // len(windows)))
         out = torch.empty(batch, count, frames, self._num_output_joints, 3, device=network_2d.device)
-        self.scheduler.set_timesteps(settings.num_inference_steps)
-        timesteps = self.scheduler.timesteps.tolist()
         shared = None
         if settings.shared(0):
             x = noise.draw(0, slice(0, 1)) * self.scheduler.init_noise_sigma
@@ -182,40 +187,63 @@ class D3DPPipeline(ProbPosePipeline):
         with self.progress_bar(total=-(-count // group) * len(timesteps)) as bar:
             for first in range(0, count, group):
                 members = slice(first, min(first + group, count))
-                out[:, members] = self._sample_group(noise, members, timesteps, windows, settings, shared, max_batch_size, callback, bar)[
-                    :, :, :frames
-                ]
+                x = self._sample_group(noise, members, timesteps, windows, settings, shared, max_batch_size, callback, bar)
+                out[:, members] = x[:, :, :frames]
+        out /= self.scheduler.config.get("scale", 1.0)
+        out[..., self.root_index, :] = 0  # which the network leaves free
         return out
 
+    def _set_timesteps(self, settings: SamplerSettings, noise: Tensor | None) -> list[int | float]:
+        """Timesteps of a call, once it is certain that the scheduler can do what is asked for."""
+        scheduler = self.scheduler
+        name, accepted = type(scheduler).__name__, inspect.signature(scheduler.step).parameters
+        if scheduler.config.get("prediction_type", "sample") != "sample":
+            raise ValueError(f"{name} must have prediction_type='sample', got {scheduler.config.prediction_type!r}")
+        if settings.eta is not None and "eta" not in accepted:
+            raise ValueError(f"{name} has no eta, got eta={settings.eta}")
+        scheduler.set_timesteps(settings.num_inference_steps)
+        timesteps = scheduler.timesteps.tolist()
+        if len(timesteps) != settings.num_inference_steps:
+            raise ValueError(f"{name} calls the network {len(timesteps)} times in {settings.num_inference_steps} steps; it must do so once")
+        if noise is not None and len(noise) > 1:
+            if "variance_noise" not in accepted:
+                raise ValueError(f"{name} takes no noise for its steps: noise may only hold 1 draw, got {len(noise)}")
+            needed = 1 + sum(self._is_stochastic(i, timesteps, settings) for i in range(len(timesteps)))
+            if len(noise) < needed:
+                raise ValueError(f"noise must hold 1 draw or at least {needed} in {len(timesteps)} steps, got {len(noise)}")
+        return timesteps
+
     def _sample_group(
-        self, noise: _NoiseSource, members: slice, timesteps: list[int], windows: _Windows, settings: SamplerSettings,
+        self, noise: _NoiseSource, members: slice, timesteps: list[int | float], windows: _Windows, settings: SamplerSettings,
         shared: Tensor | None, max_batch_size: int, callback: Callable | None, bar: Any,
     ) -> Tensor:  # fmt: skip
-        x = noise.draw(0, members) * self.scheduler.init_noise_sigma
-        draws, has_noise_argument = 1, "variance_noise" in inspect.signature(self.scheduler.step).parameters
-        if hasattr(self.scheduler, "set_begin_index"):
-            self.scheduler.set_timesteps(settings.num_inference_steps)  # multistep schedulers remember their past outputs
+        scheduler = self.scheduler
+        scheduler.set_timesteps(settings.num_inference_steps)  # multistep schedulers remember their past outputs
+        accepted = inspect.signature(scheduler.step).parameters
+        # The predicted noise follows from the clamped clean pose, as published.
+        options = {k: v for k, v in {"eta": settings.eta, "use_clipped_model_output": True}.items() if k in accepted and v is not None}
+        x = noise.draw(0, members) * scheduler.init_noise_sigma
         for i, t in enumerate(timesteps):
             if settings.shared(i):
                 clean = shared.expand_as(x)
             else:
                 clean = self._predict(x, t, windows, settings.flipped(i), max_batch_size)
-            arguments = {}
-            if has_noise_argument and self._draws_noise(i, t, len(timesteps)):
-                arguments["variance_noise"] = noise.draw(draws, members)
-                draws += 1
-            x = self.scheduler.step(clean, t, x, **arguments).prev_sample
+            random: dict[str, Any] = {}
+            if "variance_noise" in accepted and self._is_stochastic(i, timesteps, settings):
+                random["variance_noise"] = noise.draw(i + 1, members).flatten(0, 1)
+            elif "generator" in accepted:  # one for each row, so that no scheduler turns to the global one
+                random["generator"] = noise.streams(i + 1, members)
+            x = scheduler.step(clean.flatten(0, 1), t, x.flatten(0, 1), **options, **random).prev_sample.unflatten(0, x.shape[:2])
             if callback is not None:
                 x = (callback(self, i, t, {"sample": x, "clean": clean}) or {}).get("sample", x)
             bar.update()
         return x
 
-    def _predict(self, x: Tensor, t: int, windows: _Windows, flip: bool, max_batch_size: int) -> Tensor:
+    def _predict(self, x: Tensor, t: float, windows: _Windows, flip: bool, max_batch_size: int) -> Tensor:
         """Clean pose of clips `(batch, K, length, joints, 3)`: every window through the network, blended."""
-        limit = self.scheduler.config.get("clip_range") or self.scheduler.config.get("clip_sample_range")
-        x = self.scheduler.scale_model_input(x, t)
-        if limit is not None:  # the network never saw anything beyond this while training
-            x = x.clamp(-limit, limit)
+        config = self.scheduler.config
+        limit = config.get("clip_range") or config.get("clip_sample_range") or _NOISY_POSE_LIMIT
+        x = self.scheduler.scale_model_input(x, t).clamp(-limit, limit)
         total = torch.zeros_like(x)
         step = max(1, max_batch_size // x.shape[1])
         for rows in torch.arange(len(windows)).split(step):
@@ -225,27 +253,26 @@ class D3DPPipeline(ProbPosePipeline):
                 total[c, :, s : s + windows.window] += windows.weight(row) * prediction
         return total
 
-    def _denoise(self, keypoints: Tensor, noisy: Tensor, t: int, confidence: Tensor, flip: bool) -> Tensor:
+    def _denoise(self, keypoints: Tensor, noisy: Tensor, t: float, confidence: Tensor, flip: bool) -> Tensor:
         """One or two network calls on windows; the mirrored call sees the mirrored person and its answer is mirrored back."""
-        dtype = self.denoiser.dtype
-        clean = self._call(keypoints.to(dtype), noisy.to(dtype), t, confidence.to(dtype))
+        clean = self._call(keypoints, noisy, t, confidence)
         if not flip:
             return clean
-        swap_2d, swap_3d = (list(get_skeleton(s).flip_index) for s in (self.input_skeleton, self.skeleton))
-        mirror_2d, mirror_3d = keypoints.new_tensor([-1.0, 1.0]), clean.new_tensor([-1.0, 1.0, 1.0])
-        mirrored = self._call(
-            (keypoints * mirror_2d)[..., swap_2d, :].to(dtype), (noisy * mirror_3d)[..., swap_3d, :].to(dtype), t,
-            confidence[..., swap_2d].to(dtype),
-        )  # fmt: skip
-        return (clean + (mirrored * mirror_3d)[..., swap_3d, :]) / 2
+        canonical = self.denoiser.config.get("canonical_camera")
+        centre = 0.0 if canonical is None else canonical[2]
+        order_2d, order_3d = (list(get_skeleton(name).flip_index) for name in (self.input_skeleton, self.skeleton))
+        mirrored = self._call(_mirror(keypoints, order_2d, centre), _mirror(noisy, order_3d), t, confidence[..., order_2d])
+        return (clean + _mirror(mirrored, order_3d)) / 2
 
-    def _call(self, keypoints: Tensor, noisy: Tensor, t: int, confidence: Tensor) -> Tensor:
-        return self.denoiser(keypoints, noisy, t, confidence=confidence, return_dict=False)[0].float()
+    def _call(self, keypoints: Tensor, noisy: Tensor, t: float, confidence: Tensor) -> Tensor:
+        dtype, unit = self.denoiser.dtype, self.denoiser.config.get("unit_scale", 1.0)
+        keypoints, noisy, confidence = (tensor.to(dtype) for tensor in (keypoints, noisy * unit, confidence))
+        return self.denoiser(keypoints, noisy, t, confidence=confidence, return_dict=False)[0].float() / unit
 
-    def _draws_noise(self, index: int, timestep: int, steps: int) -> bool:
+    def _is_stochastic(self, step: int, timesteps: list[int | float], settings: SamplerSettings) -> bool:
         if hasattr(self.scheduler, "is_stochastic"):
-            return self.scheduler.is_stochastic(timestep)
-        return index + 1 < steps
+            return self.scheduler.is_stochastic(timesteps[step], settings.eta)
+        return step + 1 < len(timesteps)
 
     @property
     def _num_output_joints(self) -> int:
@@ -257,29 +284,40 @@ class D3DPPipeline(ProbPosePipeline):
         overlap = self.config.window_overlap
         return window // 3 if overlap is None else min(overlap, window - 1)
 
-    def _settings(self, num_hypotheses, num_inference_steps, flip, share_first_step) -> SamplerSettings:
+    def _settings(self, num_hypotheses, num_inference_steps, flip, share_first_step, eta=None) -> SamplerSettings:
         config = self.config
         return SamplerSettings(
             config.default_num_hypotheses if num_hypotheses is None else num_hypotheses,
             config.default_num_inference_steps if num_inference_steps is None else num_inference_steps,
             config.default_flip if flip is None else flip,
             config.default_share_first_step if share_first_step is None else share_first_step,
+            eta,
         )
 
-    def _check_noise(self, noise: Tensor | None, inputs: Any, settings: SamplerSettings) -> Tensor | None:
+    def _check_noise(self, noise: Any, inputs: PreparedInputs, settings: SamplerSettings) -> Tensor | None:
         if noise is None:
             return None
+        noise = as_tensor(noise, "noise").to(inputs.network_2d)
         batch, frames = inputs.network_2d.shape[:2]
-        noise = torch.as_tensor(noise).to(inputs.network_2d)
-        start = (settings.num_hypotheses, frames, self._num_output_joints, 3)
-        shapes = [(batch, *start)] if inputs.batched else [start]
-        if noise.shape == shapes[0] or noise.shape[1:] == shapes[0]:
-            if not inputs.batched:
-                noise = noise.unsqueeze(-5)
-            if not torch.isfinite(noise).all():
-                raise ValueError("noise must be finite")
-            return noise if noise.ndim == 6 else noise[None]
-        raise ValueError(f"noise must have shape {shapes[0]} or (draws, *{shapes[0]}), got {tuple(noise.shape)}")
+        expected = (*([batch] if inputs.batched else []), settings.num_hypotheses, frames, self._num_output_joints, 3)
+        shape = tuple(noise.shape)
+        if len(shape) == len(expected):
+            noise = noise[None]
+        if tuple(noise.shape[1:]) != expected or not len(noise):
+            raise ValueError(f"noise must have shape {expected}, or that behind an axis of draws, got {shape}")
+        if not torch.isfinite(noise).all():
+            raise ValueError(f"noise must be finite, but {(~torch.isfinite(noise)).sum().item()} of its values are not")
+        return noise if inputs.batched else noise[:, None]
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    """Whether it is a number of this kind; True and False are no numbers."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _mirror(points: Tensor, order: list[int], centre: float = 0.0) -> Tensor:
+    """Points `(..., joints, 2 or 3)` with x mirrored about `centre` and left and right exchanged."""
+    return torch.cat([2 * centre - points[..., :1], points[..., 1:]], dim=-1)[..., order, :]
 
 
 @dataclass(frozen=True)
@@ -290,16 +328,23 @@ class SamplerSettings:
     num_inference_steps: int = 10
     flip: str | bool = "every_step"
     share_first_step: bool = False
+    eta: float | None = None
 
     def __post_init__(self) -> None:
-        for name, most in (("num_hypotheses", None), ("num_inference_steps", 1000)):
+        for name, most in (("num_hypotheses", math.inf), ("num_inference_steps", 1000)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1 or (most and value > most):
-                raise ValueError(f"{name} must be an integer of at least 1{f' and at most {most}' if most else ''}, got {value!r}")
+            if not _is_a(value, Integral) or not 1 <= value <= most:
+                limits = "of at least 1" if most == math.inf else f"from 1 to {most}"
+                raise ValueError(f"{name} must be an integer {limits}, got {value!r}")
+            object.__setattr__(self, name, int(value))
         if self.flip is True:
             object.__setattr__(self, "flip", "every_step")
         if self.flip not in FLIP_MODES:
             raise ValueError(f"flip must be one of {FLIP_MODES}, got {self.flip!r}")
+        if not isinstance(self.share_first_step, bool):
+            raise ValueError(f"share_first_step must be True or False, got {self.share_first_step!r}")
+        if self.eta is not None and not (_is_a(self.eta, Real) and 0 <= self.eta <= 1):
+            raise ValueError(f"eta must lie in 0..1, got {self.eta!r}")
 
     def flipped(self, step: int) -> bool:
         """Whether this step averages with the mirrored prediction."""
@@ -345,30 +390,33 @@ class _Windows:
 
 
 class _NoiseSource:
-    """Start and step noise per hypothesis: given, or drawn from one random stream per (clip, hypothesis)."""
+    """Start and step noise per hypothesis: given, or drawn from one random stream per clip, hypothesis and step.
+
+    A clip's first hypotheses do not depend on how many there are.
+    """
 
     def __init__(self, given: Tensor | None, generator: Any, batch: int, count: int, shape: tuple[int, ...], device: torch.device):
-        self.given, self.shape, self.device = given, shape, device
-        generators = generator if isinstance(generator, list) else None
-        if generators is not None and len(generators) != batch:
-            raise ValueError(f"generator must be one generator or one per clip ({batch}), got {len(generators)}")
-        if generators is None:
-            self.seeds = _seeds((batch, count), generator)
+        self.given, self.shape, self.device, self.count = given, shape, device, count
+        if isinstance(generator, (list, tuple)):
+            if len(generator) != batch or not all(isinstance(g, torch.Generator) for g in generator):
+                raise ValueError(f"generator must be one torch.Generator or one per clip ({batch}), got {generator!r}")
+            self.seeds = [seed for g in generator for seed in _seeds(1, g)]
+        elif generator is None or isinstance(generator, torch.Generator):
+            self.seeds = _seeds(batch, generator)
         else:
-            self.seeds = torch.stack([_seeds((count,), g) for g in generators])
+            raise ValueError(f"generator must be one torch.Generator or one per clip ({batch}), got {generator!r}")
 
     def draw(self, draw: int, members: slice) -> Tensor:
         """Noise number `draw` of some hypotheses, `(batch, members, *shape)`."""
-        if self.given is not None and (draw < len(self.given) or len(self.given) > 1):
-            if draw >= len(self.given):
-                raise ValueError(f"noise holds {len(self.given)} draws, but this sampling needs more than {draw}")
+        if self.given is not None and draw < len(self.given):
             return self._padded(self.given[draw][:, members])
-        rows = []
-        for clip_seeds in self.seeds[:, members].tolist():
-            # Draw number d of a hypothesis has its own stream, so nothing has to be kept between steps.
-            streams = [torch.Generator().manual_seed((seed + 7919 * draw) % 2**63) for seed in clip_seeds]
-            rows.append(torch.stack([torch.randn(self.shape, generator=g) for g in streams]))
-        return torch.stack(rows).to(self.device)
+        rows = torch.stack([torch.randn(self.shape, generator=g) for g in self.streams(draw, members)])
+        return rows.unflatten(0, (len(self.seeds), -1)).to(self.device)
+
+    def streams(self, draw: int, members: slice) -> list[torch.Generator]:
+        """Random streams of draw number `draw`, clip-major. Each draw has its own, so nothing has to be kept between steps."""
+        numbers = [1000 * hypothesis + draw for hypothesis in range(self.count)[members]]  # a call has at most 1000 draws
+        return [torch.Generator().manual_seed((seed + number) % 2**32) for seed in self.seeds for number in numbers]
 
     def _padded(self, noise: Tensor) -> Tensor:
         """Noise for a clip shorter than the window: the padding repeats the given frames in order."""
@@ -377,6 +425,6 @@ class _NoiseSource:
         return noise[:, :, torch.arange(self.shape[0], device=noise.device) % noise.shape[2]]
 
 
-def _seeds(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+def _seeds(count: int, generator: torch.Generator | None) -> list[int]:
     device = "cpu" if generator is None else generator.device
-    return torch.randint(2**62, shape, generator=generator, device=device).cpu()
+    return torch.randint(2**32, (count,), generator=generator, device=device).tolist()  # PyTorch's generator has 32-bit seeds

@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from probpose.aggregation import Aggregator
+from probpose.aggregation import Aggregator, get_aggregator, root_of_hypotheses
 from probpose.geometry import Camera, check_image_size, normalise_screen, reexpress_keypoints
 from probpose.skeletons import convert_with_confidence, get_skeleton
 
@@ -60,27 +60,31 @@ class ProbPosePipeline(DiffusionPipeline):
 
         Raises:
             FileNotFoundError: a local folder or one of its parts is missing.
-            ValueError: not a probpose pipeline, or a damaged weight file.
+            ValueError: not a probpose pipeline, or a damaged file.
         """
         import probpose.pipelines as public
 
         path = Path(pretrained_model_name_or_path)
         if path.is_dir():
-            _check_folder(path)
+            index = _read_index(path)
         elif path.exists() or str(pretrained_model_name_or_path).count("/") != 1 or str(path).startswith((".", "/", "~")):
             raise FileNotFoundError(f"no model folder at {path} (a Hub id looks like 'user/model')")
+        else:
+            hub_arguments = ("cache_dir", "force_download", "proxies", "token", "local_files_only", "revision")
+            index = cls.load_config(str(pretrained_model_name_or_path), **{k: kwargs[k] for k in hub_arguments if k in kwargs})
+        known = {name: getattr(public, name) for name in public.__all__ if name.endswith("Pipeline") and name != "ProbPosePipeline"}
+        if cls is not ProbPosePipeline:
+            known[cls.__name__] = cls
+        name = index.get("_class_name")
+        if not isinstance(name, str) or name not in known:
+            raise ValueError(f"{pretrained_model_name_or_path} holds a {name!r}, which is no probpose pipeline; known: {sorted(known)}")
+        if path.is_dir():
+            _check_parts(path, index)
         if "torch_dtype" not in kwargs:
             kwargs.setdefault("dtype", torch.float32)
-        if cls is not ProbPosePipeline:
-            return super().from_pretrained(str(pretrained_model_name_or_path), **kwargs)
-        hub_arguments = ("cache_dir", "force_download", "proxies", "token", "local_files_only", "revision")
-        index = cls.load_config(str(pretrained_model_name_or_path), **{k: kwargs[k] for k in hub_arguments if k in kwargs})
-        name = index.get("_class_name")
-        target = getattr(public, name, None) if name in public.__all__ else None
-        if target is None or target is ProbPosePipeline or not issubclass(target, ProbPosePipeline):
-            known = sorted(n for n in public.__all__ if n.endswith("Pipeline") and n != "ProbPosePipeline")
-            raise ValueError(f"{pretrained_model_name_or_path} holds a {name!r}, which is no probpose pipeline; known: {known}")
-        return target.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        kwargs.setdefault("use_safetensors", True)  # other weight files are pickles
+        target = known[name] if cls is ProbPosePipeline else cls
+        return super(ProbPosePipeline, target).from_pretrained(str(pretrained_model_name_or_path), **kwargs)
 
     @property
     def skeleton(self) -> str:
@@ -91,6 +95,27 @@ class ProbPosePipeline(DiffusionPipeline):
     def input_skeleton(self) -> str:
         """Joint set that the network reads; the output's unless the model was trained otherwise."""
         return self.denoiser.config.get("input_skeleton") or self.skeleton
+
+    @property
+    def root_index(self) -> int:
+        """Joint that the output is relative to."""
+        index = self.denoiser.config.get("root_index")
+        return (get_skeleton(self.skeleton).root or 0) if index is None else index
+
+    def choose_aggregator(self, aggregation: str | Aggregator | None) -> Aggregator | None:
+        """The aggregator that a call asks for; "default" is the pipeline's own.
+
+        Raises:
+            ValueError: an unknown one, or one that compares reprojections where input and output are different joint sets.
+        """
+        default = isinstance(aggregation, str) and aggregation == "default"
+        aggregator = get_aggregator(self.config.default_aggregation if default else aggregation)
+        if getattr(aggregator, "needs_camera", False) and self.input_skeleton != self.skeleton:
+            raise ValueError(
+                f"{type(aggregator).__name__} compares reprojections with the keypoints, but this model reads {self.input_skeleton} "
+                f"and produces {self.skeleton}: use aggregation='mean'"
+            )
+        return aggregator
 
     def prepare_inputs(
         self,
@@ -144,19 +169,12 @@ class ProbPosePipeline(DiffusionPipeline):
         return_dict: bool = True,
     ) -> ProbPosePipelineOutput | tuple:
         """Aggregate, estimate the root and hand out tensors or arrays, with or without the batch axis."""
-        root_index = get_skeleton(self.skeleton).root or 0
-        hypotheses = hypotheses - hypotheses[..., root_index : root_index + 1, :] if self._root_is_free else hypotheses
         pose = uncertainty = None
-        root, comparable = inputs.root, self.input_skeleton == self.skeleton
+        root = inputs.root
         if aggregator is not None:
-            if getattr(aggregator, "needs_camera", False) and not comparable:
-                raise ValueError(
-                    f"{type(aggregator).__name__} compares reprojections with the keypoints, but this model reads {self.input_skeleton} "
-                    f"and produces {self.skeleton}: use aggregation='mean'"
-                )
             out = aggregator(hypotheses, inputs.keypoints_2d, inputs.camera, root, inputs.confidence, fps)
             pose, uncertainty = out.pose, out.uncertainty
-        if root is None and comparable:
+        if root is None and self.input_skeleton == self.skeleton:
             root = root_of_hypotheses(hypotheses, inputs.keypoints_2d, inputs.camera, inputs.confidence, fps)
         values = [hypotheses, pose, uncertainty, root]
         if not inputs.batched:
@@ -167,17 +185,16 @@ class ProbPosePipeline(DiffusionPipeline):
             return (*values, inputs.camera)
         return ProbPosePipelineOutput(*values, camera=inputs.camera)
 
-    _root_is_free = True  # whether the network leaves the root joint unconstrained
-
     def _check_confidence(self, confidence: Any, keypoints: Tensor, batched: bool) -> Tensor:
         observed = torch.isfinite(keypoints).all(-1)
         if confidence is None:
             return observed.float()
-        confidence = torch.as_tensor(confidence).to(keypoints)
+        confidence = as_tensor(confidence, "confidence").to(keypoints)
         if not batched:
             confidence = confidence[None]
         if confidence.shape != keypoints.shape[:-1]:
-            raise ValueError(f"confidence must have the shape of keypoints_2d without its last axis, got {tuple(confidence.shape)}")
+            expected, got = (tuple(t.shape) if batched else tuple(t.shape[1:]) for t in (observed, confidence))
+            raise ValueError(f"confidence must have shape {expected} to go with keypoints_2d, got {got}")
         confidence = torch.nan_to_num(confidence, nan=0.0)
         if (confidence < 0).any() or (confidence > 1).any():
             low, high = confidence.min().item(), confidence.max().item()
@@ -196,6 +213,8 @@ class ProbPosePipeline(DiffusionPipeline):
         leading = camera.focal.shape[:-1]
         if leading not in ((), (1,), (batch,)):
             raise ValueError(f"camera must be one camera or one per clip ({batch}), got parameters of shape {tuple(camera.focal.shape)}")
+        if image_size is not None and camera.image_size not in (None, image_size):
+            raise ValueError(f"image_size={image_size} contradicts the camera's, which is {camera.image_size}: pass one of them")
         image_size = image_size or camera.image_size
         if image_size is None and self.denoiser.config.get("canonical_camera") is None:
             raise ValueError("this model normalises by the image width: pass image_size=(width, height), or a camera that has it")
@@ -210,32 +229,40 @@ class ProbPosePipeline(DiffusionPipeline):
                 f"{values.abs().max().item():.3g}: they look normalised already"
             )
 
-    @staticmethod
-    def _check_root(root: Any, batch: int, frames: int, batched: bool) -> Tensor:
-        root = torch.as_tensor(root, dtype=torch.float32)
+    def _check_root(self, root: Any, batch: int, frames: int, batched: bool) -> Tensor:
+        root = as_tensor(root, "root").to(device=self.device, dtype=torch.float32)
         if not batched:
             root = root[None]
         if root.shape == (batch, frames, 1, 3):
             root = root[:, :, 0]
         if root.shape != (batch, frames, 3):
-            raise ValueError(f"root must have shape {(batch, frames, 3)}, got {tuple(root.shape)}")
+            expected, got = (batch, frames, 3), tuple(root.shape)
+            raise ValueError(f"root must have shape {expected if batched else expected[1:]}, got {got if batched else got[1:]}")
         if not torch.isfinite(root).all():
-            raise ValueError("root must be finite")
+            raise ValueError(f"root must be finite, but {(~torch.isfinite(root)).sum().item()} of its values are not")
         if (root[..., 2] <= 0).any():
             raise ValueError(f"root must lie in front of the camera (z > 0 metres), but its smallest z is {root[..., 2].min().item():.3g}")
         return root
 
 
-def _as_keypoints(value: Any, device: torch.device) -> tuple[Tensor, bool]:
+def as_tensor(value: Any, name: str) -> Tensor:
+    """Anything array-like as a tensor; ValueError names what is not."""
     try:
-        keypoints = torch.as_tensor(value)
+        tensor = torch.as_tensor(np.array(value) if isinstance(value, np.ndarray) else value)  # a copy takes views of any stride
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"keypoints_2d must be a numeric array (batch, frames, joints, 2): {error}") from None
+        raise ValueError(f"{name} must be a numeric array, got {type(value).__name__}: {error}") from None
+    if tensor.is_complex():
+        raise ValueError(f"{name} must hold real numbers, got {tensor.dtype}")
+    return tensor
+
+
+def _as_keypoints(value: Any, device: torch.device) -> tuple[Tensor, bool]:
+    keypoints = as_tensor(value, "keypoints_2d")
     if keypoints.ndim not in (3, 4) or keypoints.shape[-1] != 2:
         hint = "; pass confidences separately" if keypoints.ndim in (3, 4) and keypoints.shape[-1] == 3 else ""
         raise ValueError(f"keypoints_2d must have shape ([batch,] frames, joints, 2), got {tuple(keypoints.shape)}{hint}")
-    if keypoints.is_complex() or keypoints.dtype == torch.bool:
-        raise ValueError(f"keypoints_2d must hold real numbers, got {keypoints.dtype}")
+    if keypoints.dtype == torch.bool:
+        raise ValueError("keypoints_2d must hold pixel coordinates, got booleans")
     for axis, name in ((0, "frames" if keypoints.ndim == 3 else "clips"), (-3, "frames")):
         if keypoints.shape[axis] == 0:
             raise ValueError(f"keypoints_2d has no {name}: shape {tuple(keypoints.shape)}")
@@ -266,22 +293,33 @@ def _fill_missing(keypoints: Tensor) -> Tensor:
     return torch.where(never[..., None], frame_mean, filled)
 
 
-def _check_folder(folder: Path) -> None:
-    """Name what is missing or damaged in a local pipeline folder before diffusers meets it."""
+def _read_index(folder: Path) -> dict[str, Any]:
     index = folder / "model_index.json"
     if not index.is_file():
         raise FileNotFoundError(f"{folder} is no pipeline folder: it has no model_index.json")
+    return _read_json(index)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(index.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{index} is damaged: {error}") from None
-    for name, value in content.items():
+        raise ValueError(f"{path} is damaged: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: it must hold an object, got {type(content).__name__}")
+    return content
+
+
+def _check_parts(folder: Path, index: dict[str, Any]) -> None:
+    """Name what is missing or damaged in a local pipeline folder before diffusers meets it."""
+    for name, value in index.items():
         if name.startswith("_") or not (isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)):
             continue
         part = folder / name
         config = part / ("scheduler_config.json" if name == "scheduler" else "config.json")
         if not config.is_file():
             raise FileNotFoundError(f"{folder} lacks its part {name!r}: no file {config}")
+        _read_json(config)
         if name == "scheduler":
             continue
         weights = [*part.glob("*.safetensors")]

@@ -13,7 +13,12 @@ def window_starts(num_frames: int, window: int, overlap: int = 0) -> list[int]:
         num_frames: clip length.
         window: window length; a clip that is not longer gets the single start 0.
         overlap: frames that neighbouring windows share at least.
+
+    Raises:
+        ValueError: no frames, or an overlap that leaves windows no frame of their own.
     """
+    if num_frames < 1:
+        raise ValueError(f"a clip must have at least one frame, got {num_frames}")
     if not 0 <= overlap < window:
         raise ValueError(f"overlap must lie in 0..{window - 1}, got {overlap}")
     if num_frames <= window:

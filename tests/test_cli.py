@@ -53,7 +53,7 @@ def run(monkeypatch, capsys):
 
 def walk(people=1, frames=20, joints=17, skeleton="h36m_17", image_size=(640, 480)):
     rng = np.random.default_rng(0)
-    body = rng.normal(0, 40, (1, joints, 2)) + [320, 240]
+    body = rng.normal(0, 40, (1, joints, 2)) + np.array([320, 240])
     return [
         KeypointTrack(
             (body + 30 * i + rng.normal(0, 1, (frames, joints, 2))).astype(np.float32), np.ones((frames, joints), np.float32),

@@ -97,7 +97,7 @@ def _read_archive(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} is not a motion archive: {error}") from None
     if missing := [key for key in _NEEDED if key not in data]:
         raise ValueError(f"{path} is not a motion archive: it lacks {missing}; needed are {list(_NEEDED)}")
-    frames, clips, starts = len(data["root"]), len(data["names"]), data["starts"]
+    frames, clips, starts = data["local"].size // 51, data["names"].size, data["starts"]
     for key, shape in {"root": (frames, 3), "local": (frames, 17, 3), "splits": (clips,), "starts": (clips + 1,), "fps": ()}.items():
         if data[key].shape != shape:
             raise ValueError(f"{path}: with {frames} frames in {clips} clips {key} must have shape {shape}, got {data[key].shape}")

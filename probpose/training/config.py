@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, ValidationInfo, field_validator
+
+from probpose.data.augmentation import BodyVariation, CameraVariation, DetectorNoise
+
+_VARIATIONS = {"body": BodyVariation, "camera": CameraVariation, "detector": DetectorNoise}
+
+# What a run may change when it is resumed: none of it alters what a step does (but for the end of the learning rate's decay).
+_FREE = (
+    "output_dir", "initialise_from", "checkpoint_every", "keep_checkpoints", "evaluate_every", "evaluation_windows", "log_every",
+    "optim.steps", "data.num_workers",
+)  # fmt: skip
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class ComponentConfig(_Section):
@@ -23,7 +35,7 @@ class ComponentConfig(_Section):
 class DataConfig(_Section):
     """Motions and how they are turned into windows (see `probpose.data.TrainingWindows`)."""
 
-    paths: list[str]
+    paths: list[str] = Field(min_length=1)
     split: str | None = "train"
     include: list[str] | None = None
     validation_share: float = Field(0.03, ge=0, lt=1, description="share of the clips kept out for validation, chosen by name")
@@ -34,12 +46,22 @@ class DataConfig(_Section):
     detector: dict[str, Any] | None = Field(default_factory=dict, description="null: true 2D")
     num_workers: int = Field(1, ge=0)
 
+    @field_validator(*_VARIATIONS)
+    @classmethod
+    def _fits_the_variation(cls, value: dict[str, Any] | None, info: ValidationInfo) -> dict[str, Any] | None:
+        kind = _VARIATIONS[info.field_name]
+        allowed = [field.name for field in fields(kind)]
+        if unknown := [name for name in value or () if name not in allowed]:
+            raise ValueError(f"{kind.__name__} has no {', '.join(map(str, unknown))}; allowed are {', '.join(allowed)}")
+        kind(**(value or {}))  # checks the values
+        return value
+
 
 class OptimConfig(_Section):
     """AdamW with linear warm-up and cosine decay; exponential moving average of the weights."""
 
     steps: PositiveInt
-    batch_size: PositiveInt = 64
+    batch_size: PositiveInt = Field(64, description="windows per step; several processes share them equally")
     learning_rate: PositiveFloat = 1.5e-3
     final_learning_rate: float = Field(1e-6, ge=0)
     warmup_steps: int = Field(300, ge=0)
@@ -65,7 +87,7 @@ class TrainingConfig(_Section):
     data: DataConfig
     optim: OptimConfig
     initialise_from: str | None = Field(None, description="pipeline folder whose denoiser weights to start from")
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     checkpoint_every: PositiveInt = 1000
     keep_checkpoints: PositiveInt = 2
@@ -81,12 +103,53 @@ class TrainingConfig(_Section):
             raise FileNotFoundError(f"no training recipe at {path}")
         try:
             content = yaml.safe_load(path.read_text())
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not valid YAML: {error}") from None
         if not isinstance(content, dict):
             raise ValueError(f"{path} must hold a mapping with at least output_dir, denoiser, data and optim")
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            raise ValueError(f"{path}: {problems}") from None
+            raise ValueError(f"{path}: {'; '.join(map(_explain, error.errors()))}") from None
+
+    def check_continues(self, earlier: TrainingConfig) -> None:
+        """Check that a run by the recipe `earlier` can be resumed with this one. Archives may have moved, but not been renamed.
+
+        Raises:
+            ValueError: naming every field that differs and may not.
+        """
+        then, now = dict(_flatten(earlier._spelt_out())), dict(_flatten(self._spelt_out()))
+        changed = [name for name in {**then, **now} if name not in _FREE and then.get(name) != now.get(name)]
+        if changed:
+            listing = "; ".join(f"{name} was {then.get(name)!r}, is {now.get(name)!r}" for name in changed)
+            raise ValueError(f"the checkpoint was trained by another recipe: {listing}. Restore it, or choose another output_dir")
+
+    def _spelt_out(self) -> dict[str, Any]:
+        """The recipe with the default arguments of the augmentations written down."""
+        content = self.model_dump()
+        for name, kind in _VARIATIONS.items():
+            if (arguments := content["data"][name]) is not None:
+                content["data"][name] = asdict(kind(**arguments))
+        return content
+
+
+def _flatten(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{name}.")
+        elif name == "data.paths":
+            yield name, [Path(path).name for path in value]
+        else:
+            yield name, tuple(value) if isinstance(value, list) else value
+
+
+def _explain(error: Any) -> str:
+    """One problem of pydantic's list in a line that begins with the field."""
+    where, message = ".".join(map(str, error["loc"])), error["msg"].removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        section: Any = TrainingConfig
+        for name in error["loc"][:-1]:
+            section = section.model_fields[name].annotation
+        message = f"unknown field; allowed are {', '.join(section.model_fields)}"
+    return f"{where}: {message}"

@@ -6,18 +6,23 @@ as one that was not.
 
 from __future__ import annotations
 
+import inspect
 import json
+import math
 import os
 import re
 import shutil
 import time
 import zlib
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DataLoaderConfiguration, set_seed
+from diffusers.configuration_utils import ConfigMixin
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
@@ -29,21 +34,31 @@ import probpose.schedulers
 from probpose.data.augmentation import BodyVariation, CameraVariation, DetectorNoise
 from probpose.data.dataset import TrainingWindows
 from probpose.data.mocap import MocapClips
-from probpose.pipelines import D3DPPipeline, SamplerSettings
+from probpose.pipelines import D3DPPipeline, ProbPosePipeline, SamplerSettings
 
 from .config import ComponentConfig, TrainingConfig
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
-def build_component(module, config: ComponentConfig):
-    """Instantiate a public class of `probpose.models` or `probpose.schedulers` by name; ValueError lists the known names."""
-    if config.name not in module.__all__:
-        raise ValueError(f"{module.__name__} has no {config.name!r}; known: {sorted(module.__all__)}")
+def build_component(module: ModuleType, config: ComponentConfig, section: str) -> Any:
+    """Instantiate a public class of `probpose.models` or `probpose.schedulers` by name.
+
+    Raises:
+        ValueError: an unknown name or argument (the message lists the known ones), or an argument that the class refuses.
+    """
+    public = {name: getattr(module, name) for name in module.__all__}
+    known = sorted(name for name, kind in public.items() if issubclass(kind, ConfigMixin))
+    if config.name not in known:
+        raise ValueError(f"{section}.name: {module.__name__} has no {config.name!r}; known: {', '.join(known)}")
+    kind = public[config.name]
+    allowed = [name for name in inspect.signature(kind.__init__).parameters if name != "self"]
+    if unknown := [name for name in config.config if name not in allowed]:
+        raise ValueError(f"{section}.config: {config.name} has no {', '.join(unknown)}; allowed are {', '.join(allowed)}")
     try:
-        return getattr(module, config.name)(**config.config)
-    except TypeError as error:
-        raise ValueError(f"{config.name}: {error}") from None
+        return kind(**config.config)
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        raise ValueError(f"{section}.config: {config.name}: {error}") from None
 
 
 class Trainer:
@@ -52,63 +67,93 @@ class Trainer:
     Args:
         config: the recipe.
         resume: continue from the newest checkpoint of `config.output_dir`, if there is one.
-        overwrite: start anew in an output folder that already holds checkpoints.
+        overwrite: start anew in an output folder that already holds checkpoints; they are deleted when `train` begins.
 
     Raises:
         FileExistsError: the output folder holds checkpoints and neither `resume` nor `overwrite` was asked for.
-        ValueError: unknown component names or arguments.
+        FileNotFoundError: a motion archive or `initialise_from` does not exist.
+        ValueError: a recipe that is wrong, or is not that of the run to resume; the message names the fields.
     """
 
     def __init__(self, config: TrainingConfig, resume: bool = False, overwrite: bool = False):
-        self.config = config
+        if resume and overwrite:
+            raise ValueError("resume and overwrite exclude each other: continue the run, or start anew?")
+        self.config, self.overwrite = config, overwrite
         self.output_dir = Path(config.output_dir)
-        if self._checkpoints() and not (resume or overwrite):
+        checkpoints = self._checkpoints()
+        if checkpoints and not (resume or overwrite):
             raise FileExistsError(f"{self.output_dir} already holds checkpoints: pass --resume to continue or --overwrite to start anew")
-        if overwrite and not resume:
-            for path in self._checkpoints():
-                shutil.rmtree(path)
-        self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
+        # A batch is shared by the processes, so that a recipe means the same windows per step on any number of them.
+        loading = DataLoaderConfiguration(split_batches=True)
+        self.accelerator = Accelerator(mixed_precision=config.mixed_precision, dataloader_config=loading)
+        optim, processes = config.optim, self.accelerator.num_processes
+        if optim.batch_size % processes:
+            raise ValueError(f"optim.batch_size: {optim.batch_size} windows cannot be shared equally by {processes} processes")
         set_seed(config.seed)
-        denoiser = build_component(probpose.models, config.denoiser)
-        self.scheduler = build_component(probpose.schedulers, config.scheduler)
-        if config.initialise_from is not None:
-            denoiser.load_state_dict(D3DPPipeline.from_pretrained(config.initialise_from).denoiser.state_dict())
-        optim = config.optim
+        denoiser = build_component(probpose.models, config.denoiser, "denoiser")
+        self.scheduler = build_component(probpose.schedulers, config.scheduler, "scheduler")
+        self.training_windows, self.validation_windows = self._datasets(denoiser.config)
+        newest = checkpoints[-1] if resume and checkpoints else None
+        if newest is not None:
+            config.check_continues(TrainingConfig.model_validate_json((newest / "recipe.json").read_text()))
+        elif config.initialise_from is not None:
+            _copy_weights(ProbPosePipeline.from_pretrained(config.initialise_from).denoiser, denoiser)
         optimizer = torch.optim.AdamW(denoiser.parameters(), lr=optim.learning_rate, betas=optim.betas, weight_decay=optim.weight_decay)
         self.model, self.optimizer = self.accelerator.prepare(denoiser, optimizer)
         self.denoiser = self.accelerator.unwrap_model(self.model)
         self.ema = EMAModel(self.denoiser.parameters(), decay=optim.ema_decay, use_ema_warmup=True, power=3 / 4)
         self.ema.to(self.accelerator.device)
         self.step = 0
-        if resume and self._checkpoints():
-            self._load(self._checkpoints()[-1])
-        self.training_windows, self.validation_windows = self._datasets()
+        if newest is not None:
+            self._load(newest)
 
     def train(self) -> Path:
-        """Run to the last step; returns the folder of the final pipeline (EMA weights)."""
-        config, accelerator = self.config, self.accelerator
-        loader = self._loader()
-        writer = SummaryWriter(self.output_dir / "logs", purge_step=self.step) if accelerator.is_main_process else None
-        bar = tqdm(total=config.optim.steps, initial=self.step, unit="step", disable=not accelerator.is_local_main_process)
+        """Run to the last step; returns the folder of the final pipeline (EMA weights).
+
+        Raises:
+            FloatingPointError: the loss is not finite any more. No checkpoint is written from there on.
+        """
+        accelerator = self.accelerator
+        writer = None
+        if accelerator.is_main_process:
+            for leftover in self.output_dir.glob(".partial-*"):  # of a run that was killed while it wrote or deleted
+                shutil.rmtree(leftover)
+            if self.overwrite:
+                for path in self._checkpoints():
+                    self._discard(path)
+                shutil.rmtree(self.output_dir / "logs", ignore_errors=True)
+            writer = SummaryWriter(self.output_dir / "logs", purge_step=self.step + 1)
+        bar = tqdm(total=self.config.optim.steps, initial=self.step, unit="step", disable=not accelerator.is_local_main_process)
+        try:
+            self._run(writer, bar)
+        finally:
+            bar.close()
+            if writer is not None:
+                writer.close()
+        accelerator.wait_for_everyone()
+        return self._checkpoints()[-1] / "pipeline"
+
+    def _run(self, writer: SummaryWriter | None, bar: tqdm) -> None:
+        config = self.config
         self.model.train()
         recent: list[float] = []
         started, seen = time.perf_counter(), 0
-        for batch in loader:
+        for batch in self._loader():
             loss, grad_norm = self._optimise(batch)
             self.step += 1
-            seen += len(batch["pose"]) * accelerator.num_processes
+            last = self.step == config.optim.steps
+            seen += config.optim.batch_size
             bar.update()
             recent.append(loss)
-            if self.step % config.log_every == 0 and writer is not None:
+            if (self.step % config.log_every == 0 or last) and writer is not None:
                 mean = sum(recent) / len(recent)
                 speed = seen / (time.perf_counter() - started)
                 bar.set_postfix(loss_mm=f"{1000 * mean:.1f}", windows_per_s=f"{speed:.0f}")
                 writer.add_scalar("train/loss_mm", 1000 * mean, self.step)
                 writer.add_scalar("train/grad_norm", grad_norm, self.step)
-                writer.add_scalar("train/learning_rate", self._learning_rate(self.step), self.step)
+                writer.add_scalar("train/learning_rate", self.optimizer.param_groups[0]["lr"], self.step)
                 writer.add_scalar("train/windows_per_second", speed, self.step)
                 recent, started, seen = [], time.perf_counter(), 0
-            last = self.step == config.optim.steps
             if self.step % config.evaluate_every == 0 or last:
                 for name, value in self.evaluate().items():
                     if writer is not None:
@@ -116,10 +161,6 @@ class Trainer:
                         bar.write(f"step {self.step}: validation {name} {value:.2f}")
             if self.step % config.checkpoint_every == 0 or last:
                 self._save()
-        bar.close()
-        if writer is not None:
-            writer.close()
-        return self._checkpoints()[-1] / "pipeline"
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
@@ -148,18 +189,21 @@ class Trainer:
         return {"p_agg_mm": 1000 * mean_error, "j_best_mm": 1000 * best_error}
 
     def _optimise(self, batch: dict[str, Tensor]) -> tuple[float, float]:
-        optim = self.config.optim
+        optim, seed, process = self.config.optim, self.config.seed, self.accelerator.process_index
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate(self.step)
-        generator = torch.Generator().manual_seed(_mix(self.config.seed, self.step, self.accelerator.process_index))
+        # Every process draws for the whole batch and takes its share; only stochastic depth has a stream per process.
+        generator = torch.Generator().manual_seed(_mix(seed, self.step, 0))
+        torch.manual_seed(_mix(seed, self.step, 1 + process))
         if torch.rand((), generator=generator) < optim.short_window_share:
             length = int(torch.randint(1, batch["pose"].shape[1] + 1, (), generator=generator))
             batch = {key: value[:, :length] for key, value in batch.items()}
         pose, count = batch["pose"], len(batch["pose"])
-        noise = torch.randn(pose.shape, generator=generator).to(pose)
-        timestep = torch.randint(len(self.scheduler), (count,), generator=generator)
-        noisiest = torch.rand(count, generator=generator) < optim.first_step_share
-        timestep = torch.where(noisiest, len(self.scheduler) - 1, timestep).to(pose.device)
+        share = slice(process * count, (process + 1) * count)
+        noise = torch.randn(optim.batch_size, *pose.shape[1:], generator=generator)[share].to(pose)
+        timestep = torch.randint(len(self.scheduler), (optim.batch_size,), generator=generator)
+        noisiest = torch.rand(optim.batch_size, generator=generator) < optim.first_step_share
+        timestep = torch.where(noisiest, len(self.scheduler) - 1, timestep)[share].to(pose.device)
         noisy = self.scheduler.add_noise(pose, noise, timestep)
         with self.accelerator.autocast():
             sample = self.model(batch["keypoints_2d"], noisy, timestep, confidence=batch["confidence"], return_dict=False)[0]
@@ -170,10 +214,17 @@ class Trainer:
             loss = loss + optim.velocity_weight * velocity_error
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
-        grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), optim.max_grad_norm)
+        grad_norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), optim.max_grad_norm))
+        # Under fp16 an infinite gradient only tells the loss scaler to skip the step.
+        scaled = self.config.mixed_precision == "fp16"
+        if not math.isfinite(loss.item()) or not (scaled or math.isfinite(grad_norm)):
+            raise FloatingPointError(
+                f"training diverged at step {self.step + 1}: loss {loss.item()}, gradient norm {grad_norm}; the checkpoints in "
+                f"{self.output_dir} are from before. Try a lower optim.learning_rate"
+            )
         self.optimizer.step()
         self.ema.step(self.denoiser.parameters())
-        return mpjpe.item(), float(grad_norm)
+        return mpjpe.item(), grad_norm
 
     def _learning_rate(self, step: int) -> float:
         optim = self.config.optim
@@ -183,19 +234,53 @@ class Trainer:
         cosine = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * min(progress, 1.0))).item())
         return optim.final_learning_rate + (optim.learning_rate - optim.final_learning_rate) * cosine
 
-    def _datasets(self) -> tuple[TrainingWindows, TrainingWindows | None]:
-        data = self.config.data
+    def _datasets(self, denoiser: Any) -> tuple[TrainingWindows, TrainingWindows | None]:
+        """Training and validation windows as a denoiser of this configuration takes them."""
+        data, optim = self.config.data, self.config.optim
         clips = MocapClips(data.paths, split=data.split, include=data.include)
+        num_frames, window, name = data.num_frames or denoiser.num_frames, denoiser.num_frames, self.config.denoiser.name
+        skeletons = (denoiser.skeleton, denoiser.get("input_skeleton") or denoiser.skeleton, denoiser.num_joints)
+        problems = [
+            (
+                skeletons != ("h36m_17", "h36m_17", 17),
+                f"denoiser.config: training windows hold the 17 joints of h36m_17, but the denoiser is made for {skeletons}",
+            ),
+            (
+                denoiser.get("in_channels") == 2 or denoiser.get("use_timestep") is False,
+                "denoiser.config: a lifter has no noise to remove, training needs in_channels: 5 and use_timestep: true",
+            ),
+            (
+                denoiser.canonical_camera is None,
+                "denoiser.config.canonical_camera: training windows need the [fx, fy, cx, cy] of a camera, got null",
+            ),
+            (
+                denoiser.fps not in (None, clips.fps),
+                f"denoiser.config.fps: {denoiser.fps}, but the clips of data.paths have {clips.fps:g} frames per second",
+            ),
+            (
+                num_frames > window,
+                f"data.num_frames: {num_frames} frames are more than the denoiser's window of {window}",
+            ),
+            (
+                not denoiser.get("any_length") and (num_frames != window or optim.short_window_share > 0),
+                f"data.num_frames, optim.short_window_share: this {name} takes windows of {window} frames only",
+            ),
+        ]
+        for wrong, message in problems:
+            if wrong:
+                raise ValueError(message)
         held_out = {name for name in clips.names if zlib.crc32(name.encode()) / 2**32 < data.validation_share}
+        if held_out.issuperset(clips.names):
+            raise ValueError(f"data.validation_share: {data.validation_share} leaves none of the {len(clips)} clips to train on")
         arguments = {
-            "num_frames": data.num_frames or self.denoiser.config.num_frames,
-            "canonical_camera": tuple(self.denoiser.config.canonical_camera),
+            "num_frames": num_frames,
+            "canonical_camera": tuple(denoiser.canonical_camera),
             "body": None if data.body is None else BodyVariation(**data.body),
             "camera": CameraVariation(**data.camera),
             "detector": None if data.detector is None else DetectorNoise(**data.detector),
         }
         training = TrainingWindows(
-            clips.select(lambda name: name not in held_out), num_windows=self.config.optim.steps * self.config.optim.batch_size,
+            clips.select(lambda name: name not in held_out), num_windows=optim.steps * optim.batch_size,
             source_weights=data.source_weights, seed=self.config.seed, **arguments,
         )  # fmt: skip
         if not held_out:
@@ -231,7 +316,6 @@ class Trainer:
             return
         final = self.output_dir / f"checkpoint-{self.step}"
         partial = self.output_dir / f".partial-{os.getpid()}"
-        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         state = {
             "model": self.denoiser.state_dict(),
@@ -245,10 +329,15 @@ class Trainer:
         self.ema.copy_to(self.denoiser.parameters())
         D3DPPipeline(denoiser=self.denoiser, scheduler=self.scheduler).save_pretrained(partial / "pipeline")
         self.ema.restore(self.denoiser.parameters())
-        shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         for old in self._checkpoints()[: -self.config.keep_checkpoints]:
-            shutil.rmtree(old)
+            self._discard(old)
+
+    def _discard(self, checkpoint: Path) -> None:
+        """Delete a checkpoint; a kill in between leaves no half of one under its name."""
+        doomed = checkpoint.with_name(f".partial-{checkpoint.name}")
+        checkpoint.rename(doomed)
+        shutil.rmtree(doomed)
 
     def _load(self, checkpoint: Path) -> None:
         state = torch.load(checkpoint / "state.pt", map_location=self.accelerator.device, weights_only=True)
@@ -256,6 +345,18 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.ema.load_state_dict(state["ema"])
         self.step = json.loads((checkpoint / "progress.json").read_text())["step"]
+        if self.step > self.config.optim.steps:
+            raise ValueError(f"optim.steps: {self.config.optim.steps}, but {checkpoint} has gone through {self.step} steps already")
+
+
+def _copy_weights(source: Any, target: Any) -> None:
+    """Start the denoiser `target` from the weights of `source`; ValueError unless they fit."""
+    try:
+        target.load_state_dict(source.state_dict())
+    except RuntimeError:
+        kinds = [{"name": type(model).__name__, **model.config} for model in (source, target)]
+        differing = "; ".join(f"{k} is {kinds[0].get(k)!r} there, {v!r} in the recipe" for k, v in kinds[1].items() if kinds[0].get(k) != v)
+        raise ValueError(f"initialise_from: the weights do not fit the recipe's denoiser: {differing}") from None
 
 
 def _mix(*numbers: int) -> int:
