@@ -135,8 +135,8 @@ class D3DPPipeline(ProbPosePipeline):
             raise ValueError(f"fps must be a positive number, got {fps!r}")
         inputs = self.prepare_inputs(keypoints_2d, confidence, image_size, camera, skeleton, conversion, root)
         hypotheses = self.sample_clips(
-            inputs.network_2d, inputs.confidence, settings, generator, self._check_noise(noise, inputs, settings), max_batch_size,
-            callback_on_step_end,
+            inputs.network_2d, inputs.confidence, settings, generator, self._check_noise(noise, inputs, settings),
+            int(max_batch_size), callback_on_step_end,
         )  # fmt: skip
         return self.finish(hypotheses, inputs, aggregator, fps, output_type, return_dict)
 
@@ -188,6 +188,11 @@ class D3DPPipeline(ProbPosePipeline):
             for first in range(0, count, group):
                 members = slice(first, min(first + group, count))
                 x = self._sample_group(noise, members, timesteps, windows, settings, shared, max_batch_size, callback, bar)
+                if not torch.isfinite(x).all():
+                    raise ValueError(
+                        f"sampling left the range of numbers: check the denoiser's weights ({self.denoiser.dtype}) and the scheduler "
+                        f"({type(self.scheduler).__name__}; with eta=1 a float32 noise schedule is too coarse for the first step)"
+                    )
                 out[:, members] = x[:, :, :frames]
         out /= self.scheduler.config.get("scale", 1.0)
         out[..., self.root_index, :] = 0  # which the network leaves free

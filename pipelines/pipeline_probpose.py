@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ class ProbPosePipeline(DiffusionPipeline):
         path = Path(pretrained_model_name_or_path)
         if path.is_dir():
             index = _read_index(path)
-        elif path.exists() or str(pretrained_model_name_or_path).count("/") != 1 or str(path).startswith((".", "/", "~")):
+        elif path.exists() or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(pretrained_model_name_or_path)):
             raise FileNotFoundError(f"no model folder at {path} (a Hub id looks like 'user/model')")
         else:
             hub_arguments = ("cache_dir", "force_download", "proxies", "token", "local_files_only", "revision")
@@ -78,13 +79,17 @@ class ProbPosePipeline(DiffusionPipeline):
         name = index.get("_class_name")
         if not isinstance(name, str) or name not in known:
             raise ValueError(f"{pretrained_model_name_or_path} holds a {name!r}, which is no probpose pipeline; known: {sorted(known)}")
-        if path.is_dir():
-            _check_parts(path, index)
+        stored = _check_parts(path, index) if path.is_dir() else {}
         if "torch_dtype" not in kwargs:
             kwargs.setdefault("dtype", torch.float32)
         kwargs.setdefault("use_safetensors", True)  # other weight files are pickles
         target = known[name] if cls is ProbPosePipeline else cls
-        return super(ProbPosePipeline, target).from_pretrained(str(pretrained_model_name_or_path), **kwargs)
+        pipe = super(ProbPosePipeline, target).from_pretrained(str(pretrained_model_name_or_path), **kwargs)
+        for part, names in stored.items():  # diffusers only warns, and leaves the others random
+            missing = [] if part in kwargs else sorted(getattr(pipe, part).state_dict().keys() - names)
+            if missing:
+                raise ValueError(f"{path / part} is damaged: it lacks the weights {', '.join(missing)}")
+        return pipe
 
     @property
     def skeleton(self) -> str:
@@ -195,7 +200,7 @@ class ProbPosePipeline(DiffusionPipeline):
         if confidence.shape != keypoints.shape[:-1]:
             expected, got = (tuple(t.shape) if batched else tuple(t.shape[1:]) for t in (observed, confidence))
             raise ValueError(f"confidence must have shape {expected} to go with keypoints_2d, got {got}")
-        confidence = torch.nan_to_num(confidence, nan=0.0)
+        confidence = torch.where(confidence.isnan(), 0.0, confidence)
         if (confidence < 0).any() or (confidence > 1).any():
             low, high = confidence.min().item(), confidence.max().item()
             raise ValueError(f"confidence must lie in 0..1, got values from {low:.3g} to {high:.3g}")
@@ -310,8 +315,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _check_parts(folder: Path, index: dict[str, Any]) -> None:
-    """Name what is missing or damaged in a local pipeline folder before diffusers meets it."""
+def _check_parts(folder: Path, index: dict[str, Any]) -> dict[str, set[str]]:
+    """Name what is missing or damaged in a local pipeline folder before diffusers meets it; returns the weights' names by part."""
+    stored: dict[str, set[str]] = {}
     for name, value in index.items():
         if name.startswith("_") or not (isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)):
             continue
@@ -328,6 +334,7 @@ def _check_parts(folder: Path, index: dict[str, Any]) -> None:
         for path in weights:
             try:
                 with safe_open(path, framework="pt") as file:
-                    file.keys()
+                    stored.setdefault(name, set()).update(file.keys())
             except (SafetensorError, OSError) as error:
                 raise ValueError(f"{path} is damaged: {error}") from None
+    return stored

@@ -131,6 +131,7 @@ class Trainer:
             if writer is not None:
                 writer.close()
         accelerator.wait_for_everyone()
+        accelerator.end_training()
         return self._checkpoints()[-1] / "pipeline"
 
     def _run(self, writer: SummaryWriter | None, bar: tqdm) -> None:
@@ -155,10 +156,11 @@ class Trainer:
                 writer.add_scalar("train/windows_per_second", speed, self.step)
                 recent, started, seen = [], time.perf_counter(), 0
             if self.step % config.evaluate_every == 0 or last:
-                for name, value in self.evaluate().items():
-                    if writer is not None:
-                        writer.add_scalar(f"validation/{name}", value, self.step)
-                        bar.write(f"step {self.step}: validation {name} {value:.2f}")
+                errors = self.evaluate()
+                for name, value in errors.items():
+                    writer.add_scalar(f"validation/{name}", value, self.step)
+                if errors:
+                    bar.write(f"step {self.step}: validation {', '.join(f'{k} {v:.1f}' for k, v in errors.items())}")
             if self.step % config.checkpoint_every == 0 or last:
                 self._save()
 

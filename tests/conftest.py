@@ -1,0 +1,49 @@
+"""Motions for tests that need no files: a stick figure that walks about."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+# Human3.6M-17 order, metres, z up, facing +y: the person's right is at +x.
+STANDING = np.array(
+    [
+        [0, 0, 0.95], [0.12, 0, 0.92], [0.12, 0.02, 0.5], [0.12, 0, 0.08], [-0.12, 0, 0.92], [-0.12, 0.02, 0.5], [-0.12, 0, 0.08],
+        [0, 0, 1.2], [0, 0, 1.45], [0, 0.06, 1.58], [0, 0.02, 1.72],
+        [-0.18, 0, 1.45], [-0.22, 0, 1.17], [-0.24, 0.08, 0.93], [0.18, 0, 1.45], [0.22, 0, 1.17], [0.24, 0.08, 0.93],
+    ]
+)  # fmt: skip
+SWING = np.array([0, 0, 0.12, 0.25, 0, -0.12, -0.25, 0, 0, 0, 0, 0, 0.1, 0.22, 0, -0.1, -0.22])
+
+
+def _walk(frames: int, size: float, seed: int) -> np.ndarray:
+    phase, heading = np.random.default_rng(seed).uniform(0, 2 * np.pi, 2)
+    time = np.arange(frames) / 30
+    positions = np.repeat(STANDING[None], frames, axis=0)
+    positions[..., 1] += np.sin(2 * np.pi * time + phase)[:, None] * SWING + time[:, None]
+    c, s = np.cos(heading), np.sin(heading)
+    return (size * positions @ np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]])).astype(np.float32)
+
+
+@pytest.fixture
+def walk() -> Callable[..., np.ndarray]:
+    """`walk(frames)`: positions `(frames, 17, 3)` of a walk at 1 m/s in a direction that the seed decides."""
+
+    def make(frames: int, size: float = 1.0, seed: int = 0) -> np.ndarray:
+        return _walk(frames, size, seed)
+
+    return make
+
+
+@pytest.fixture
+def make_archive(tmp_path: Path) -> Callable[..., Path]:
+    """`make_archive({name: frames})` writes walks as an archive; `sizes` and `split` may tell the clips apart."""
+    from probpose.data import MotionClip, clips_to_npz
+
+    def make(lengths, sizes=None, split="train", fps=30.0, file="mocap.npz") -> Path:
+        walks = {name: _walk(frames, (sizes or {}).get(name, 1.0), seed) for seed, (name, frames) in enumerate(lengths.items())}
+        clips_to_npz([MotionClip(positions, fps, name, positions, ()) for name, positions in walks.items()], tmp_path / file, split)
+        return tmp_path / file
+
+    return make

@@ -1,0 +1,69 @@
+"""Tiny pipelines and a person walking through two images."""
+
+import pytest
+import torch
+
+from probpose.geometry import Camera
+from probpose.models import FrameTransformerModel, MixSTEModel
+from probpose.pipelines import D3DPPipeline
+from probpose.schedulers import D3DPScheduler
+from probpose.skeletons import get_skeleton
+
+IMAGE = (1920, 1080)
+
+
+def quiet(pipe):
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def frame_pipeline(scheduler=None, canonical_camera=(2.29, 2.29, 0.0, 0.0), **defaults):
+    """A denoiser that reads confidences, has a canonical camera and takes clips of up to 9 frames as they are."""
+    torch.manual_seed(0)
+    model = FrameTransformerModel(num_frames=9, width=32, depth=2, num_attention_heads=2, canonical_camera=canonical_camera)
+    return quiet(D3DPPipeline(denoiser=model.eval(), scheduler=scheduler or D3DPScheduler(), **defaults))
+
+
+def mixste_pipeline(scheduler=None, model=None, **defaults):
+    """D3DP's denoiser: windows of exactly 9 frames, normalisation by the image width."""
+    torch.manual_seed(0)
+    config = {"num_frames": 9, "width": 16, "depth": 1, "num_attention_heads": 2} | (model or {})
+    return quiet(D3DPPipeline(denoiser=MixSTEModel(**config).eval(), scheduler=scheduler or D3DPScheduler(), **defaults))
+
+
+both_models = pytest.mark.parametrize("make_pipe", [frame_pipeline, mixste_pipeline], ids=["frame", "mixste"])
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def walk(batch=2, frames=7, seed=0):
+    """Root-relative poses and root trajectories in metres: `(batch, frames, 17, 3)` and `(batch, frames, 3)`."""
+    generator = seeded(seed)
+    pose = 0.3 * torch.randn(batch, 1, 17, 3, generator=generator) + 0.02 * torch.randn(batch, frames, 17, 3, generator=generator)
+    pose[..., 0, :] = 0
+    start = torch.tensor([0.2, 0.1, 4.5]) + 0.1 * torch.randn(batch, 1, 3, generator=generator)
+    return pose, start + torch.linspace(0, 0.1, frames)[:, None]
+
+
+def keypoints_of(batch=2, frames=7, camera=None, seed=0):
+    """Pixels `(batch, frames, 17, 2)` of that walk."""
+    pose, root = walk(batch, frames, seed)
+    return (camera or Camera.from_image_size(*IMAGE)).project(pose + root[:, :, None])
+
+
+def mirror_pose(pose, skeleton="h36m_17"):
+    return (pose * torch.tensor([-1.0, 1.0, 1.0]))[..., list(get_skeleton(skeleton).flip_index), :]
+
+
+def mirror_pixels(keypoints, width=IMAGE[0], skeleton="h36m_17"):
+    mirrored = torch.stack([width - keypoints[..., 0], keypoints[..., 1]], dim=-1)
+    return mirrored[..., list(get_skeleton(skeleton).flip_index), :]
+
+
+def spy(module):
+    """Records the shapes (windows, hypotheses) of every network call."""
+    calls = []
+    module.register_forward_pre_hook(lambda _, args: calls.append(tuple(args[1].shape[:2])))
+    return calls
