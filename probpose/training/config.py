@@ -74,6 +74,13 @@ class OptimConfig(_Section):
     first_step_share: float = Field(0.0, ge=0, le=1, description="share of examples at the noisiest timestep; the rest is uniform")
 
 
+class PipelineConfig(_Section):
+    """How the trained pipelines are saved."""
+
+    arguments: dict[str, Any] = Field(default_factory=dict, description="of D3DPPipeline: the defaults of its calls")
+    dtype: Literal["float32", "float16"] = Field("float32", description="precision of the saved weights")
+
+
 class TrainingConfig(_Section):
     """A whole recipe.
 
@@ -86,6 +93,7 @@ class TrainingConfig(_Section):
     scheduler: ComponentConfig = ComponentConfig(name="D3DPScheduler")
     data: DataConfig
     optim: OptimConfig
+    pipeline: PipelineConfig = PipelineConfig()
     initialise_from: str | None = Field(None, description="pipeline folder whose denoiser weights to start from")
     seed: int = Field(0, ge=0)
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
@@ -119,7 +127,8 @@ class TrainingConfig(_Section):
             ValueError: naming every field that differs and may not.
         """
         then, now = dict(_flatten(earlier._spelt_out())), dict(_flatten(self._spelt_out()))
-        changed = [name for name in {**then, **now} if name not in _FREE and then.get(name) != now.get(name)]
+        binding = [name for name in {**then, **now} if name not in _FREE and not name.startswith("pipeline.")]
+        changed = [name for name in binding if then.get(name) != now.get(name)]
         if changed:
             listing = "; ".join(f"{name} was {then.get(name)!r}, is {now.get(name)!r}" for name in changed)
             raise ValueError(f"the checkpoint was trained by another recipe: {listing}. Restore it, or choose another output_dir")

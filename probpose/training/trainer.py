@@ -6,6 +6,7 @@ as one that was not.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import math
@@ -92,6 +93,7 @@ class Trainer:
         set_seed(config.seed)
         denoiser = build_component(probpose.models, config.denoiser, "denoiser")
         self.scheduler = build_component(probpose.schedulers, config.scheduler, "scheduler")
+        self._pipeline(denoiser)  # wrong arguments should not wait for the first checkpoint to be noticed
         self.training_windows, self.validation_windows = self._datasets(denoiser.config)
         newest = checkpoints[-1] if resume and checkpoints else None
         if newest is not None:
@@ -329,11 +331,18 @@ class Trainer:
         (partial / "recipe.json").write_text(self.config.model_dump_json(indent=2))
         self.ema.store(self.denoiser.parameters())
         self.ema.copy_to(self.denoiser.parameters())
-        D3DPPipeline(denoiser=self.denoiser, scheduler=self.scheduler).save_pretrained(partial / "pipeline")
+        denoiser = copy.deepcopy(self.denoiser).to(getattr(torch, self.config.pipeline.dtype))
+        self._pipeline(denoiser).save_pretrained(partial / "pipeline")
         self.ema.restore(self.denoiser.parameters())
         partial.rename(final)
         for old in self._checkpoints()[: -self.config.keep_checkpoints]:
             self._discard(old)
+
+    def _pipeline(self, denoiser: Any) -> D3DPPipeline:
+        try:
+            return D3DPPipeline(denoiser=denoiser, scheduler=self.scheduler, **self.config.pipeline.arguments)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"pipeline.arguments: {error}") from None
 
     def _discard(self, checkpoint: Path) -> None:
         """Delete a checkpoint; a kill in between leaves no half of one under its name."""

@@ -368,6 +368,18 @@ def test_initialise_from(recipe, tmp_path):
         Trainer(TrainingConfig.load(recipe({"output_dir": "x", "denoiser.config.width": 64, "initialise_from": kept})))
 
 
+def test_the_recipe_says_how_pipelines_are_saved(recipe, tmp_path):
+    changes = {"optim.steps": 1, "pipeline.dtype": "float16", "pipeline.arguments": {"default_num_hypotheses": 7}}
+    pipe = ProbPosePipeline.from_pretrained(train(recipe(changes)))
+    assert pipe.config.default_num_hypotheses == 7 and pipe.denoiser.dtype == torch.float32
+    sizes = [next((tmp_path / "run").glob("*/pipeline/denoiser/*.safetensors")).stat().st_size]
+    train(recipe({**changes, "pipeline.dtype": "float32"}), overwrite=True)
+    sizes.append(next((tmp_path / "run").glob("*/pipeline/denoiser/*.safetensors")).stat().st_size)
+    assert sizes[0] < 0.6 * sizes[1]
+    with pytest.raises(ValueError, match=r"pipeline\.arguments"):
+        train(recipe({"pipeline.arguments": {"default_hypotheses": 7}}), overwrite=True)
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_the_recipes_of_the_examples_are_valid(path, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
