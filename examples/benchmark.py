@@ -109,10 +109,9 @@ class Measurement:
         words = set(row.engine.split("+"))
         backends = sorted(words - {"autocast", "bf16", "compile"}) or ["native"]
         self.device, self.options = torch.device(row.device), options
-        self.pipe = ProbPosePipeline.from_pretrained(options.pipeline).to(self.device)
+        dtype = torch.bfloat16 if "bf16" in words else torch.float32
+        self.pipe = ProbPosePipeline.from_pretrained(options.pipeline, dtype=dtype).to(self.device)
         self.pipe.set_progress_bar_config(disable=True)
-        if "bf16" in words:
-            self.pipe.to(torch.bfloat16)
         self.pipe.denoiser.set_attention_backend(backends[0])
         if "compile" in words:
             self.pipe.denoiser.compile()

@@ -189,12 +189,12 @@ def test_jpma_chooses_the_nearest_reprojection_and_the_first_of_ties(scene):
     expected = hypotheses.gather(1, index[:, None, ..., None].expand(-1, 1, -1, -1, 3))[:, 0]
     assert torch.equal(JPMA()(hypotheses, keypoints, camera, root).pose[..., 1:, :], expected[..., 1:, :])
     rays = hypotheses[:, :1] + root[:, None, :, None]
-    along = torch.cat([rays, rays * 1.25, rays * 0.5], 1) - root[:, None, :, None]  # one reprojection, three depths
-    assert torch.equal(JPMA()(along, keypoints, camera, root).pose, along[:, 0])
+    along = torch.cat([rays, rays * 2, rays / 2], 1)  # one reprojection, three depths
+    assert torch.equal(JPMA()(along, keypoints, camera, torch.zeros_like(root)).pose, along[:, 0])
 
 
 def test_jpma_trusts_the_choice_less_where_keypoints_are_noisy(scene):
-    hypotheses, keypoints, camera, root = scene
+    hypotheses = scene[0]
     mean, chosen = hypotheses.mean(1), JPMA(keypoint_sigma=0)(*scene).pose
     full = (chosen - mean).norm(dim=-1)
     shares = []
@@ -220,7 +220,7 @@ def test_image_resolution_does_not_matter(name, scene):
 
 
 def test_weights_go_from_the_nearest_to_the_mean(scene):
-    hypotheses, keypoints, camera, root = scene
+    hypotheses = scene[0]
     index = select_by_reprojection(errors_of(*scene), dim=1)
     nearest = hypotheses.gather(1, index[:, None, ..., None].expand(-1, 1, -1, -1, 3))[:, 0]
     same(ReprojectionWeightedAggregator(sigma=1e-3)(*scene).pose, nearest)
