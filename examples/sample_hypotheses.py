@@ -1,6 +1,6 @@
 """Ten lines from 2D keypoints to a distribution over 3D motion.
 
-    python examples/sample_hypotheses.py
+python examples/sample_hypotheses.py
 """
 
 from pathlib import Path

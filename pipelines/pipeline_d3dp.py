@@ -20,7 +20,7 @@ from .pipeline_output import ProbPosePipelineOutput
 from .pipeline_probpose import PreparedInputs, ProbPosePipeline, as_tensor
 from .windows import blend_weights, cut_windows, window_starts
 
-FLIP_MODES = ("every_step", "last_step", False)
+FLIP_MODES = ("every_step", "last_step", "alternate", False)
 
 _NOISY_POSE_LIMIT = 1.1  # metres; what no noisy pose exceeded in D3DP's training, for schedulers that say nothing of it
 
@@ -101,11 +101,11 @@ class D3DPPipeline(ProbPosePipeline):
             conversion: formula of the skeleton conversion where there are several ("simple", "demo", "gast").
             num_hypotheses: K, at least 1.
             num_inference_steps: sampling steps, 1..1000.
-            flip: average with the mirrored prediction "every_step" (published), at the "last_step" only, or False.
-                Network passes per window with K hypotheses and S steps: 2KS, K(S+1), KS.
-            share_first_step: predict the first clean pose once per window instead of K times (the input is pure noise to 5e-5). Replaces
-                the first step's K passes by one.
-            eta: 0 = deterministic steps, 1 = the full posterior noise (published); default the scheduler's own.
+            flip: average with the mirrored prediction "every_step" (published), at the "last_step" only, or False; or "alternate":
+                every other hypothesis is predicted from the mirrored view, so that averages over hypotheses have the benefit for nothing.
+                Network passes per window with K hypotheses and S steps: 2KS, K(S+1), KS, KS.
+            share_first_step: predict the first clean pose once per window instead of K times (its input is pure noise to 5e-5).
+                Replaces the first step's K passes by one, or by two where it is averaged with its mirror ("every_step", "alternate").
             aggregation: "jpma", "mean", "median", "weighted", an `Aggregator`, or None for hypotheses only.
             generator: random source; a list gives every clip its own, so that a clip's result does not depend on its batch.
             noise: standard normal noise to use: `(batch, K, frames, joints, 3)` for the start, the steps' being drawn; or
@@ -232,7 +232,8 @@ class D3DPPipeline(ProbPosePipeline):
             if settings.shared(i):
                 clean = shared.expand_as(x)
             else:
-                clean = self._predict(x, t, windows, settings.flipped(i), max_batch_size)
+                mirrored = slice((1 - members.start) % 2, None, 2) if settings.alternates(i) else None
+                clean = self._predict(x, t, windows, settings.flipped(i), max_batch_size, mirrored)
             random: dict[str, Any] = {}
             if "variance_noise" in accepted and self._is_stochastic(i, timesteps, settings):
                 random["variance_noise"] = noise.draw(i + 1, members).flatten(0, 1)
@@ -244,7 +245,7 @@ class D3DPPipeline(ProbPosePipeline):
             bar.update()
         return x
 
-    def _predict(self, x: Tensor, t: float, windows: _Windows, flip: bool, max_batch_size: int) -> Tensor:
+    def _predict(self, x: Tensor, t: float, windows: _Windows, average: bool, max_batch_size: int, mirrored: slice | None = None) -> Tensor:
         """Clean pose of clips `(batch, K, length, joints, 3)`: every window through the network, blended."""
         config = self.scheduler.config
         limit = config.get("clip_range") or config.get("clip_sample_range") or _NOISY_POSE_LIMIT
@@ -253,21 +254,32 @@ class D3DPPipeline(ProbPosePipeline):
         step = max(1, max_batch_size // x.shape[1])
         for rows in torch.arange(len(windows)).split(step):
             cut = torch.stack([x[c, :, s : s + windows.window] for c, s in windows.places(rows)])
-            clean = self._denoise(windows.keypoints[rows], cut, t, windows.confidence[rows], flip)
+            clean = self._denoise(windows.keypoints[rows], cut, t, windows.confidence[rows], average, mirrored)
             for row, (c, s), prediction in zip(rows.tolist(), windows.places(rows), clean):
                 total[c, :, s : s + windows.window] += windows.weight(row) * prediction
         return total
 
-    def _denoise(self, keypoints: Tensor, noisy: Tensor, t: float, confidence: Tensor, flip: bool) -> Tensor:
-        """One or two network calls on windows; the mirrored call sees the mirrored person and its answer is mirrored back."""
-        clean = self._call(keypoints, noisy, t, confidence)
-        if not flip:
-            return clean
+    def _denoise(self, keypoints: Tensor, noisy: Tensor, t: float, confidence: Tensor, average: bool, mirrored: slice | None) -> Tensor:
+        """Clean pose of windows `(windows, K, frames, joints, 3)`: as they are, averaged with their mirror, or some from the mirror."""
+        if average:
+            return sum(self._view(keypoints, noisy, t, confidence, mirror) for mirror in (False, True)) / 2
+        if mirrored is None:
+            return self._view(keypoints, noisy, t, confidence, False)
+        clean = torch.empty_like(noisy)
+        for mirror, members in ((False, slice(1 - mirrored.start, None, 2)), (True, mirrored)):
+            if noisy[:, members].numel():
+                clean[:, members] = self._view(keypoints, noisy[:, members], t, confidence, mirror)
+        return clean
+
+    def _view(self, keypoints: Tensor, noisy: Tensor, t: float, confidence: Tensor, mirror: bool) -> Tensor:
+        """One network call; a mirrored one sees the mirrored person, and its answer is mirrored back."""
+        if not mirror:
+            return self._call(keypoints, noisy, t, confidence)
         canonical = self.denoiser.config.get("canonical_camera")
         centre = 0.0 if canonical is None else canonical[2]
         order_2d, order_3d = (list(get_skeleton(name).flip_index) for name in (self.input_skeleton, self.skeleton))
-        mirrored = self._call(_mirror(keypoints, order_2d, centre), _mirror(noisy, order_3d), t, confidence[..., order_2d])
-        return (clean + _mirror(mirrored, order_3d)) / 2
+        clean = self._call(_mirror(keypoints, order_2d, centre), _mirror(noisy, order_3d), t, confidence[..., order_2d])
+        return _mirror(clean, order_3d)
 
     def _call(self, keypoints: Tensor, noisy: Tensor, t: float, confidence: Tensor) -> Tensor:
         dtype, unit = self.denoiser.dtype, self.denoiser.config.get("unit_scale", 1.0)
@@ -353,7 +365,13 @@ class SamplerSettings:
 
     def flipped(self, step: int) -> bool:
         """Whether this step averages with the mirrored prediction."""
+        if self.flip == "alternate":
+            return self.shared(step) and self.num_hypotheses > 1
         return self.flip == "every_step" or (self.flip == "last_step" and step == self.num_inference_steps - 1)
+
+    def alternates(self, step: int) -> bool:
+        """Whether this step predicts every other hypothesis from the mirrored view."""
+        return self.flip == "alternate" and not self.shared(step)
 
     def shared(self, step: int) -> bool:
         """Whether this step's prediction is made once for all hypotheses (never the last step: all hypotheses would coincide)."""

@@ -33,6 +33,7 @@ class Flip(str, Enum):
 
     every_step = "every_step"
     last_step = "last_step"
+    alternate = "alternate"
     off = "off"
 
 

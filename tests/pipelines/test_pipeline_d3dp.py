@@ -393,6 +393,24 @@ def test_mirrored_input_gives_mirrored_hypotheses(make_pipe, steps):
         same(mirrored.root, out.root * torch.tensor([-1.0, 1.0, 1.0]), atol=1e-3)
 
 
+@both_models
+def test_alternate_hypotheses_come_from_the_mirrored_view(make_pipe):
+    pipe, keypoints = make_pipe(), keypoints_of(frames=12)
+    noise = torch.randn(3, 2, 5, 12, 17, 3, generator=seeded(3))
+    arguments = {"image_size": IMAGE, "num_hypotheses": 5, "num_inference_steps": 3, "aggregation": None}
+    out = pipe(keypoints, noise=noise, flip="alternate", **arguments).hypotheses
+    straight = pipe(keypoints, noise=noise, flip=False, **arguments).hypotheses
+    mirrored = mirror_pose(pipe(mirror_pixels(keypoints), noise=mirror_pose(noise), flip=False, **arguments).hypotheses)
+    torch.testing.assert_close(out[:, 0::2], straight[:, 0::2], atol=1e-5, rtol=0)
+    torch.testing.assert_close(out[:, 1::2], mirrored[:, 1::2], atol=1e-5, rtol=0)
+    assert (out - straight).abs().max() > 1e-3
+    for share in (False, True):
+        whole = pipe(keypoints, noise=noise, flip="alternate", share_first_step=share, **arguments).hypotheses
+        for most in (1, 3, 7):  # groups begin at odd and at even hypotheses
+            parts = pipe(keypoints, noise=noise, flip="alternate", share_first_step=share, max_batch_size=most, **arguments).hypotheses
+            torch.testing.assert_close(parts, whole, atol=1e-5, rtol=0)
+
+
 def test_mirroring_with_deterministic_steps():
     pipe, keypoints = frame_pipeline(), keypoints_of()
     start = torch.randn(2, 2, 7, 17, 3, generator=seeded())
@@ -466,7 +484,7 @@ def test_screen_units_are_those_of_the_model():
 
 
 @pytest.mark.parametrize("frames", [4, 20])
-@pytest.mark.parametrize("flip", ["every_step", "last_step", False])
+@pytest.mark.parametrize("flip", ["every_step", "last_step", "alternate", False])
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("steps", [1, 3])
 def test_count_passes_is_the_truth(frames, flip, share, steps):
@@ -483,6 +501,8 @@ def test_count_passes_by_the_formula():
     assert pipe.count_passes(9, flip="last_step") == 20 * 11
     assert pipe.count_passes(9, flip=False) == 20 * 10
     assert pipe.count_passes(9, flip="last_step", share_first_step=True) == 20 * 10 + 1
+    assert pipe.count_passes(9, flip="alternate") == 20 * 10
+    assert pipe.count_passes(9, flip="alternate", share_first_step=True) == 20 * 9 + 2
     assert pipe.count_passes(10) == 2 * pipe.count_passes(9)
     with pytest.raises(ValueError, match="frame"):
         pipe.count_passes(0)
