@@ -17,7 +17,7 @@ _VARIATIONS = {"body": BodyVariation, "camera": CameraVariation, "detector": Det
 # What a run may change when it is resumed: none of it alters what a step does (but for the end of the learning rate's decay).
 _FREE = (
     "output_dir", "initialise_from", "checkpoint_every", "keep_checkpoints", "evaluate_every", "evaluation_windows", "log_every",
-    "optim.steps", "data.num_workers",
+    "optim.steps", "data.num_workers", "scheduler.config.eta", "scheduler.config.noise_scale",
 )  # fmt: skip
 
 

@@ -211,6 +211,16 @@ def test_deterministic_without_eta():
     assert not scheduler.is_stochastic(999)
 
 
+def test_noise_scale_only_scales_the_fresh_noise():
+    clean, x, z = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
+    plain, spread = D3DPScheduler(), D3DPScheduler(noise_scale=1.5)
+    still = plain.step(clean, 899, x, variance_noise=torch.zeros(50)).prev_sample
+    one, two = (s.step(clean, 899, x, variance_noise=z).prev_sample - still for s in (plain, spread))
+    torch.testing.assert_close(two, 1.5 * one)
+    noisy = [s.add_noise(clean[None], z[None], torch.tensor([500])) for s in (plain, spread)]
+    assert torch.equal(*noisy)
+
+
 def test_generator_decides_the_noise():
     scheduler = D3DPScheduler()
     clean, x = torch.randn(2, 50)

@@ -1,0 +1,34 @@
+"""Every example runs as it stands."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(name):
+    done = subprocess.run([sys.executable, str(ROOT / "examples" / name)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_sample_hypotheses():
+    out = run("sample_hypotheses.py")
+    assert "hypotheses (20, 144, 17, 3)" in out and "hip: 0 mm" in out
+
+
+def test_swap_scheduler():
+    distances = [float(x) for x in re.findall(r"distance to D3DP with eta 0\s+([\d.]+) mm", run("swap_scheduler.py"))]
+    assert len(distances) == 3 and distances[1] == 0
+    assert distances[2] < 0.5 < distances[0] + 10
+
+
+def test_the_readmes_ten_lines_run(tmp_path):
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
+    script = tmp_path / "readme.py"
+    script.write_text(code + "\nprint(out.hypotheses.shape, out.pose.shape, out.uncertainty.shape, out.root.shape)\n")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "torch.Size([20, 144, 17, 3])" in done.stdout

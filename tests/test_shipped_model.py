@@ -1,0 +1,108 @@
+"""The bundled model: it is small, it loads, and it keeps its promises on real motion that it has not seen."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from probpose import ProbPosePipeline, read_keypoints
+from probpose.evaluation import BenchmarkClips, evaluate
+from probpose.geometry import Camera
+from probpose.hub import bundled_model, list_bundled_models
+from probpose.metrics import mpjpe, pa_mpjpe
+from probpose.skeletons import convert
+
+HERE = Path(__file__).resolve().parent
+PHONE = Camera((1480.0, 1480.0), (960.0, 540.0), image_size=(1920, 1080))
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return ProbPosePipeline.from_pretrained(bundled_model("d3dp-mocap17"))
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    """Three CMU clips of the test split: running, basketball, walking (mocap.cs.cmu.edu, NSF EIA-0196217)."""
+    return BenchmarkClips.load(HERE / "golden" / "benchmark_cmu.npz")
+
+
+def measure(pipe, benchmark, **settings):
+    settings = {"num_hypotheses": 10, "num_inference_steps": 3, "progress": False} | settings
+    return evaluate(pipe, benchmark, **settings)
+
+
+def test_it_is_bundled_small_and_described():
+    assert "d3dp-mocap17" in list_bundled_models() and bundled_model("no-such-model") is None
+    folder = bundled_model("d3dp-mocap17")
+    assert sum(path.stat().st_size for path in folder.rglob("*.safetensors")) < 12e6
+    card = (folder / "README.md").read_text()
+    assert "license: cc-by-nc-4.0" in card and "Measured" in card
+
+
+@pytest.mark.parametrize(
+    ("camera", "keypoints", "lens", "bar"),
+    [("known", "detected", None, 60), ("known", "true", None, 55), ("known", "detected", PHONE, 60), ("image_size", "detected", PHONE, 65)],
+    ids=["detected", "true 2D", "another camera", "unknown camera"],
+)
+def test_accuracy_on_unseen_motion(pipe, benchmark, camera, keypoints, lens, bar):
+    clips = benchmark if lens is None else benchmark.through(lens)
+    report = measure(pipe, clips, camera=camera, keypoints=keypoints)
+    assert report["p_agg"] < bar
+    assert report["j_best"] < 0.8 * report["p_agg"]
+    assert report["j_agg"] < report["p_agg"] + 0.1
+
+
+def test_the_default_is_as_accurate_as_the_published_mode_in_a_tenth_of_its_passes(pipe, benchmark):
+    clips = benchmark.subset(families=["cmu/walking"])
+    fast = measure(pipe, clips, num_inference_steps=None)
+    exact = measure(pipe, clips, num_inference_steps=10, flip="every_step", share_first_step=False)
+    assert fast.passes <= exact.passes / 10
+    assert fast["p_agg"] <= exact["p_agg"] + 0.3
+    assert fast["j_best"] <= exact["j_best"] + 1
+
+
+def test_uncertainty_ranks_joints(pipe, benchmark):
+    """Where the hypotheses disagree, the error is larger."""
+    uncertainty, error = [], []
+    for clip in benchmark:
+        out = pipe(clip.keypoints_detected, clip.confidence, camera=clip.camera, generator=torch.Generator().manual_seed(0))
+        uncertainty.append(out.uncertainty[:, 1:].flatten())
+        error.append((out.pose - clip.pose).norm(dim=-1)[:, 1:].flatten())
+    uncertainty, error = torch.cat(uncertainty), torch.cat(error)
+    halves = uncertainty > uncertainty.median()
+    assert error[halves].mean() > 1.5 * error[~halves].mean()
+
+
+def test_another_body_is_followed(pipe, benchmark):
+    """Legs a tenth longer: the error stays of the same order."""
+    clip = benchmark[2]
+    pose = clip.pose.clone()
+    for hip, knee, ankle in ((1, 2, 3), (4, 5, 6)):
+        thigh, shin = 1.1 * (clip.pose[:, knee] - clip.pose[:, hip]), 1.1 * (clip.pose[:, ankle] - clip.pose[:, knee])
+        pose[:, knee] = pose[:, hip] + thigh
+        pose[:, ankle] = pose[:, knee] + shin
+    keypoints = clip.camera.project(pose + clip.root[:, None])
+    out = pipe(keypoints, camera=clip.camera, generator=torch.Generator().manual_seed(0))
+    assert mpjpe(out.pose, pose) < 70
+
+
+def test_missing_joints_and_other_skeletons(pipe, benchmark):
+    clip = benchmark[2]
+    arguments = {"camera": clip.camera, "num_hypotheses": 5}
+    full = pipe(clip.keypoints_true, generator=torch.Generator().manual_seed(0), **arguments).pose
+    hidden = clip.keypoints_true.clone()
+    hidden[20:40, 16] = torch.nan
+    partial = pipe(hidden, generator=torch.Generator().manual_seed(0), **arguments).pose
+    assert 1000 * (partial - full).norm(dim=-1).mean() < 40
+    coco = torch.nan_to_num(convert(clip.keypoints_true, "h36m_17", "coco_17"), nan=0.0)
+    unseen = torch.ones(coco.shape[:-1])
+    unseen[:, 1:5] = 0
+    converted = pipe(coco, unseen, skeleton="coco_17", generator=torch.Generator().manual_seed(0), **arguments).pose
+    assert pa_mpjpe(converted, clip.pose) < 80  # the midpoint of the hips is not this data's pelvis: compare shapes
+
+
+def test_the_demo_keypoints_are_readable():
+    (track,) = read_keypoints(HERE.parent / "examples" / "data" / "basketball.npz")
+    assert track.skeleton == "h36m_17" and len(track) == 144 and track.fps == 30
+    assert [t.track_id for t in read_keypoints(HERE.parent / "examples" / "data" / "two_people.npz")] == [0, 1]
