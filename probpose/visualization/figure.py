@@ -163,7 +163,7 @@ def _fill(
         _draw_floor(axes, reach)
         _draw_shadow(axes, skeleton, single)
         for one in several:
-            _draw_limbs(axes, skeleton, _oblique(one), linewidth=0.7, alpha=max(0.16, 0.6 / len(several) ** 0.5))
+            _draw_limbs(axes, skeleton, _oblique(one), linewidth=0.8, alpha=max(0.3, 1 / len(several) ** 0.5))
         _draw_pose(axes, skeleton, single)
         axes.set(xlim=(-reach, reach), ylim=views[0], aspect="equal", xticks=[], yticks=[])
         _bare(axes)
@@ -285,9 +285,9 @@ def _draw_pose(axes: "Axes", skeleton: Skeleton, pose: np.ndarray) -> None:
         zorder = 3 + order / len(bones)
         # The rim stops short of the joints, where it would bite into the neighbouring bones.
         rim = np.stack([0.85 * start + 0.15 * end, 0.15 * start + 0.85 * end])
-        axes.plot(*rim.T, color="white", linewidth=4.4, solid_capstyle="butt", zorder=zorder)
+        axes.plot(*rim.T, color="white", linewidth=2.4, solid_capstyle="butt", zorder=zorder)
         colour = COLOURS[side_of(skeleton, child)]
-        axes.plot(*np.stack([start, end]).T, color=colour, linewidth=2.6, solid_capstyle="round", zorder=zorder)
+        axes.plot(*np.stack([start, end]).T, color=colour, linewidth=1.7, solid_capstyle="round", zorder=zorder)
 
 
 def _draw_floor(axes: "Axes", reach: float) -> None:
@@ -328,9 +328,9 @@ def _draw_legend(figure: "Figure", columns: int) -> None:
     from matplotlib.lines import Line2D
 
     entries = [
-        Line2D([], [], color=COLOURS["right"], linewidth=2.6, label="person's right"),
-        Line2D([], [], color=COLOURS["left"], linewidth=2.6, label="person's left"),
-        Line2D([], [], color=COLOURS["centre"], linewidth=2.6, label="aggregated pose (bold)"),
+        Line2D([], [], color=COLOURS["right"], linewidth=1.9, label="person's right"),
+        Line2D([], [], color=COLOURS["left"], linewidth=1.9, label="person's left"),
+        Line2D([], [], color=COLOURS["centre"], linewidth=1.9, label="aggregated pose (bold)"),
         Line2D([], [], color=COLOURS["centre"], linewidth=0.8, alpha=0.6, label="hypotheses"),
     ]
     figure.legend(handles=entries, loc="outside lower center", ncols=columns, frameon=False, fontsize=9, labelcolor=INK)
