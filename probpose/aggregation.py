@@ -195,7 +195,7 @@ def get_aggregator(aggregation: str | Aggregator | None) -> Aggregator | None:
     Raises:
         ValueError: unknown name, or something that is not an aggregator.
     """
-    if aggregation is None or isinstance(aggregation, nn.Module):
+    if aggregation is None or isinstance(aggregation, Aggregator):
         return aggregation
     if isinstance(aggregation, str) and aggregation in AGGREGATORS:
         return AGGREGATORS[aggregation]()

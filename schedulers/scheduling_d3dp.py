@@ -49,6 +49,11 @@ class D3DPScheduler(SchedulerMixin, ConfigMixin):
     def __init__(
         self, num_train_timesteps: int = 1000, scale: float = 1.0, clip_range: float = 1.1, eta: float = 1.0, noise_scale: float = 1.0
     ):
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta must lie in 0..1, got {eta}")
+        for name, value in (("scale", scale), ("clip_range", clip_range), ("noise_scale", noise_scale)):
+            if not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"{name} must be a positive number, got {value}")
         steps = torch.arange(num_train_timesteps + 1, dtype=torch.float64) / num_train_timesteps
         signal = torch.cos((steps + 0.008) / 1.008 * math.pi / 2) ** 2
         signal = signal / signal[0]

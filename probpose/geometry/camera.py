@@ -230,6 +230,8 @@ class Camera:
 def check_image_size(image_size: Any) -> tuple[int, int]:
     """Validate (width, height) in pixels; returns two ints or raises ValueError."""
     try:
+        if isinstance(image_size, str):
+            raise TypeError
         width, height = (int(v) for v in image_size)
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"image_size must be (width, height) in pixels, got {image_size!r}") from None

@@ -26,7 +26,7 @@ def estimate_root(
     acceleration: float | None = 5.0,
     keypoint_sigma: float = 2.5,
     pose_sigma: float | Tensor = 0.03,
-    iterations: int = 6,
+    iterations: int = 10,
 ) -> Tensor:
     """Root trajectory that makes a root-relative pose reproject onto the keypoints.
 
@@ -51,8 +51,11 @@ def estimate_root(
         observation are bridged by the acceleration prior.
 
     Raises:
-        ValueError: shapes that do not fit, or a clip without a single observed keypoint.
+        ValueError: shapes that do not fit, numbers that are not positive, or a clip without a single observed keypoint.
     """
+    for name, value in (("fps", fps), ("acceleration", acceleration), ("keypoint_sigma", keypoint_sigma)):
+        if not (value is None and name == "acceleration") and not value > 0:
+            raise ValueError(f"{name} must be positive, got {value}")
     if pose.ndim not in (4, 5) or pose.shape[-1] != 3:
         raise ValueError(f"pose must have shape (batch, [hypotheses,] frames, joints, 3), got {tuple(pose.shape)}")
     expected = (pose.shape[0], *pose.shape[-3:-1], 2)
@@ -61,6 +64,8 @@ def estimate_root(
     slopes = camera.unproject(keypoints_2d.double())
     observed = torch.isfinite(slopes).all(-1)
     weight = observed.double() if confidence is None else observed * confidence.double()
+    if not torch.isfinite(weight).all() or (weight < 0).any():
+        raise ValueError("confidence must be finite and not negative")
     if (weight.sum((1, 2)) <= 0).any():
         raise ValueError("the root cannot be estimated: a clip has no observed keypoint")
     slopes = torch.where(observed[..., None], slopes, 0.0)
@@ -72,13 +77,16 @@ def estimate_root(
 
     # One algebraic equation per image axis: (X + tx) - slope (Z + tz) = 0, in units of depth; dividing by the depth gives pixels.
     root = _initial_root(joints, slopes, weight)
+    # What nothing decides stays where the clip is: the system is solved for the offset from the mean of the observed frames.
+    share = weight.sum(-1, keepdim=True)
+    base = (share * root).sum(-2, keepdim=True) / share.sum(-2, keepdim=True)
     for _ in range(iterations):
         depth = (joints[..., 2] + root[..., None, 2]).clamp_min(0.1)
         residual = (joints[..., :2] + root[..., None, :2]) - slopes * depth[..., None]
         pixels = focal * residual.norm(dim=-1) / depth
         sigma = focal * torch.sqrt((keypoint_sigma / REFERENCE_FOCAL) ** 2 + (pose_sigma / depth) ** 2)
         w = weight / (1 + (pixels / (2 * sigma)) ** 2) * (focal / (depth * sigma)) ** 2
-        root = _solve(joints, slopes, w, fps, acceleration)
+        root = base + _solve(joints + base[..., None, :], slopes, w, fps, acceleration)
         root[..., 2].clamp_(min=0.1)
     return root.to(pose.dtype)
 
@@ -128,7 +136,5 @@ def _solve(joints: Tensor, slopes: Tensor, w: Tensor, fps: float, acceleration: 
                         second[k + i, j - i] += a * b
         for lag in range(3):
             band[3 * lag] += stiffness * second[None, :, lag, None]
-    elif acceleration is not None and frames == 2:
-        band[0] += 1e-3
     solution = solveh_banded(band.reshape(_BANDS, -1), right.reshape(-1), lower=True)
     return torch.from_numpy(solution).to(joints.device).reshape(*joints.shape[:-2], 3)

@@ -2,8 +2,10 @@
 
 import importlib
 import json
+import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -11,9 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from accelerate import debug_launcher
-from accelerate.state import AcceleratorState, PartialState
-from torch.multiprocessing import ProcessRaisedException, get_context
 
 from probpose import ProbPosePipeline
 from probpose.pipelines import D3DPPipeline
@@ -22,8 +21,6 @@ from probpose.training import Trainer, TrainingConfig, train
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "examples" / "train").glob("*.yaml"))
-
-forks = pytest.mark.skipif(sys.platform == "win32", reason="needs forked processes")
 
 
 @pytest.fixture
@@ -138,25 +135,22 @@ def test_an_interrupted_run_continues_as_if_nothing_had_happened(recipe, tmp_pat
     assert train(recipe(changes), resume=True).parent == resumed  # nothing left to do
 
 
-def _train_in_a_process(path):
-    torch.set_num_threads(1)  # a forked process cannot use the threads of its parent
-    PartialState._reset_state()
-    AcceleratorState._reset_state()
-    train(path)
+def command(path, *launcher):
+    """`probpose train` in processes of its own, one thread each."""
+    words = [sys.executable, *launcher, "-m", "probpose", "train", str(path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    return {"args": words, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 
 
-@forks
 def test_sigkill(recipe, tmp_path, one_thread):
     straight = train(recipe({"optim.steps": 40, "output_dir": str(tmp_path / "straight")})).parent
     run = tmp_path / "run"
-    path = recipe({"optim.steps": 40, "checkpoint_every": 1, "keep_checkpoints": 1})
-    process = get_context("fork").Process(target=_train_in_a_process, args=(path,))
-    process.start()
-    while process.is_alive() and not any(int(name.split("-")[1]) >= 4 for name in checkpoints(run)):
+    process = subprocess.Popen(**command(recipe({"optim.steps": 40, "checkpoint_every": 1, "keep_checkpoints": 1})))
+    while process.poll() is None and not any(int(name.split("-")[1]) >= 4 for name in checkpoints(run)):
         time.sleep(0.003)
     process.kill()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
     for name in checkpoints(run):  # whatever has a checkpoint's name is one
         ProbPosePipeline.from_pretrained(run / name / "pipeline")
         assert int(name.split("-")[1]) < 40 and state(run / name)
@@ -198,15 +192,16 @@ def test_a_kill_while_an_old_checkpoint_is_deleted_leaves_no_half_of_it(recipe, 
     assert not list((tmp_path / "run").glob(".partial-*"))
 
 
-@forks
 def test_several_processes_share_the_batch(recipe, tmp_path):
     alone = train(recipe({"output_dir": str(tmp_path / "alone")})).parent
-    debug_launcher(_train_in_a_process, (recipe(),), num_processes=2)
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    done = subprocess.run(**command(recipe(), *launcher), timeout=240)
+    assert done.returncode == 0, done.stderr
     for a, b in zip(state(alone), state(tmp_path / "run" / "checkpoint-12")):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)  # the same windows and noise, summed in another order
     assert len(list((tmp_path / "run" / "logs").iterdir())) == 1  # only the main process writes
-    with pytest.raises(ProcessRaisedException, match=r"optim\.batch_size: 5 windows cannot be shared equally by 2 processes"):
-        debug_launcher(_train_in_a_process, (recipe({"optim.batch_size": 5, "output_dir": "x"}),), num_processes=2)
+    done = subprocess.run(**command(recipe({"optim.batch_size": 5, "output_dir": "x"}), *launcher), timeout=240)
+    assert done.returncode != 0 and "optim.batch_size: 5 windows cannot be shared equally by 2 processes" in done.stderr
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(recipe, tmp_path, monkeypatch):
