@@ -28,7 +28,7 @@ EPILOG = """
 modes
   exact                   the published sampler: 10 steps, mirrored at every step
   default                 what the model's own configuration says
-  STEPS/FLIP/FIRST        FLIP: every_step, last_step or none; FIRST: own or shared (first step), e.g. 2/none/shared
+  STEPS/FLIP/FIRST        FLIP: every_step, last_step, alternate or none; FIRST: own or shared (first step), e.g. 2/none/shared
 
 engines: words joined by +
   native, xformers, ...   attention backend of diffusers; others than native need CUDA
@@ -81,7 +81,7 @@ def parse_mode(text: str) -> dict:
     steps, flip, first = ("10/every_step/own" if text == EXACT else text).split("/")
     return {
         "num_inference_steps": int(steps),
-        "flip": {"every_step": "every_step", "last_step": "last_step", "none": False}[flip],
+        "flip": {"none": False, **{name: name for name in ("every_step", "last_step", "alternate")}}[flip],
         "share_first_step": {"own": False, "shared": True}[first],
     }
 
