@@ -128,7 +128,7 @@ def test_figure_colours_sides_and_does_not_mirror():
         assert np.mean(middle["right"]) < np.mean(middle["left"])
     low, high = sorted(flat.get_ylim())
     assert flat.get_ylim() == (high, low)
-    head = max((line for line in oblique.lines if line.get_linewidth() > 2), key=lambda line: max(line.get_ydata()))
+    head = max((line for line in oblique.lines if 1.5 < line.get_linewidth() < 2), key=lambda line: max(line.get_ydata()))
     assert to_hex(head.get_color()).upper() == COLOURS["centre"]
 
 
