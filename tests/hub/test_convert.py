@@ -181,10 +181,11 @@ def test_published_layout_opens_without_unpickling_numpy(weights, tmp_path, lega
 
 
 def test_nothing_of_numpy_is_let_in_for_good(weights, tmp_path):
-    before = torch.serialization.get_safe_globals()
+    before = set(map(str, torch.serialization.get_safe_globals()))
     torch.save(published_checkpoint(weights), tmp_path / "a.pt")
     load_original_state_dict(tmp_path / "a.pt")
-    assert torch.serialization.get_safe_globals() == before
+    added = set(map(str, torch.serialization.get_safe_globals())) - before  # torch adds some of its own when it is first used
+    assert not [name for name in added if "torch" not in name]
 
 
 def test_names_of_old_numpy_are_skipped(weights, tmp_path):
