@@ -15,8 +15,8 @@ from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from probpose.aggregation import Aggregator, get_aggregator, root_of_hypotheses
-from probpose.geometry import Camera, check_image_size, normalise_screen, reexpress_keypoints
+from probpose.aggregation import Aggregator, get_aggregator
+from probpose.geometry import Camera, check_image_size, normalise_screen, reexpress_keypoints, root_of_hypotheses
 from probpose.skeletons import convert_with_confidence, get_skeleton
 
 from .pipeline_output import ProbPosePipelineOutput

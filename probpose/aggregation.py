@@ -13,7 +13,7 @@ import torch
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
-from probpose.geometry import REFERENCE_FOCAL, Camera, estimate_root, reprojection_error, select_by_reprojection
+from probpose.geometry import REFERENCE_FOCAL, Camera, reprojection_error, root_of_hypotheses, select_by_reprojection
 
 
 @dataclass
@@ -170,15 +170,6 @@ class ReprojectionWeightedAggregator(_Reprojecting):
         scale = self.precision(keypoints_2d, confidence) / self.pixels(self.sigma, camera, errors)
         weights = torch.softmax(-((scale[:, None] * errors) ** 2) / 2, dim=1)
         return (weights[..., None] * hypotheses).sum(1)
-
-
-def root_of_hypotheses(hypotheses: Tensor, keypoints_2d: Tensor, camera: Camera, confidence: Tensor | None, fps: float = 30.0) -> Tensor:
-    """Root trajectory `(batch, frames, 3)` of the mean hypothesis; joints on which the hypotheses agree count most.
-
-    The spread is taken threefold, as samples of a network that predicts clean poses lie closer together than the truth lies to them.
-    """
-    spread = (hypotheses - hypotheses.mean(1, keepdim=True)).square().sum(-1).mean(1).sqrt()
-    return estimate_root(hypotheses.mean(1), keypoints_2d, camera, confidence, fps=fps, pose_sigma=3 * spread.double() + 0.002)
 
 
 AGGREGATORS: dict[str, type[Aggregator]] = {

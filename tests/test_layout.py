@@ -16,6 +16,7 @@ FLOORS = {
     "probpose.models": 2,
     "probpose.schedulers": 2,
     "probpose.aggregation": 2,
+    "probpose.calibration": 2,
     "probpose.data": 2,
     "probpose.pipelines": 3,
     "probpose.training": 4,

@@ -12,6 +12,8 @@ _HOME = {
     "KeypointTrack": "keypoints",
     "MocapClips": "mocap",
     "MotionClip": "mocap_files",
+    "PoseClip": "datasets",
+    "PoseDataset": "datasets",
     "TrainingWindows": "dataset",
     "clips_to_npz": "mocap_files",
     "detect_format": "keypoints",

@@ -10,7 +10,7 @@ from .camera import (
 )
 from .procrustes import procrustes_align
 from .reprojection import reprojection_error, select_by_reprojection
-from .root import REFERENCE_FOCAL, estimate_root
+from .root import REFERENCE_FOCAL, estimate_root, root_of_hypotheses
 from .rotation import quaternion_to_matrix, rotation_between_z_and
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "quaternion_to_matrix",
     "reexpress_keypoints",
     "reprojection_error",
+    "root_of_hypotheses",
     "rotation_between_z_and",
     "select_by_reprojection",
 ]

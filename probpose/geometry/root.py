@@ -91,6 +91,15 @@ def estimate_root(
     return root.to(pose.dtype)
 
 
+def root_of_hypotheses(hypotheses: Tensor, keypoints_2d: Tensor, camera: Camera, confidence: Tensor | None, fps: float = 30.0) -> Tensor:
+    """Root trajectory `(batch, frames, 3)` of the mean hypothesis; joints on which the hypotheses agree count most.
+
+    The spread is taken threefold, as samples of a network that predicts clean poses lie closer together than the truth lies to them.
+    """
+    spread = (hypotheses - hypotheses.mean(1, keepdim=True)).square().sum(-1).mean(1).sqrt()
+    return estimate_root(hypotheses.mean(1), keypoints_2d, camera, confidence, fps=fps, pose_sigma=3 * spread.double() + 0.002)
+
+
 def _normal_equations(joints: Tensor, slopes: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     """Per frame the matrix `(..., 3, 3)` and right side `(..., 3)` of the weighted linear problem in (tx, ty, tz)."""
     offset = joints[..., :2] - slopes * joints[..., 2:]  # equation: t_xy - slope tz = -offset

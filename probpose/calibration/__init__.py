@@ -1,0 +1,1 @@
+"""Does the uncertainty mean something? Coverage, proper scores, recalibration, conformal radii."""

@@ -1,0 +1,28 @@
+"""The command line: `probpose sample | evaluate | train | convert | info`.
+
+Heavy imports happen inside the commands, so that `probpose --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+import typer
+
+# every module registers its command with the application; the order is that of the help
+from . import convert, evaluate, info, sample, train  # noqa: F401
+from .options import app
+
+
+def main() -> None:
+    """Entry point: expected failures are one line on stderr and exit code 2."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave through the clean-up of unfinished files
+    try:
+        app()
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+        if os.environ.get("PROBPOSE_DEBUG"):
+            raise
+        typer.echo(f"probpose: {error}", err=True)
+        sys.exit(2)

@@ -1,0 +1,85 @@
+"""`probpose info`: what a model, a keypoint file or this installation is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import app, epilog, load_model, print_rows, resolve_model
+
+
+@app.command(epilog=epilog("probpose info", "probpose info d3dp-mocap17", "probpose info keypoints.json"))
+def info(
+    subject: Annotated[str | None, typer.Argument(help="A model, or a keypoint file or folder. Default: the installation.")] = None,
+) -> None:
+    """Describe a model, a keypoint file or this installation."""
+    if subject is None:
+        _describe_installation()
+    elif (Path(resolve_model(subject)) / "model_index.json").is_file() or not Path(subject).exists():
+        _describe_model(subject)
+    else:
+        _describe_keypoints(Path(subject))
+
+
+def _describe_installation() -> None:
+    import platform
+    from importlib import metadata
+
+    import torch
+
+    from probpose import __version__
+    from probpose.data import list_formats
+    from probpose.hub import list_bundled_models
+    from probpose.skeletons import list_skeletons
+
+    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    rows = {
+        "probpose": __version__,
+        "python": platform.python_version(),
+        **{package: metadata.version(package) for package in ("torch", "diffusers")},
+        "accelerator": accelerator,
+        "bundled models": ", ".join(list_bundled_models()) or "none",
+        "skeletons": ", ".join(list_skeletons()),
+    }
+    print_rows(rows)
+    typer.echo("keypoint formats")
+    print_rows({f"  {name}": text for name, text in list_formats().items()})
+
+
+def _describe_model(model: str) -> None:
+    pipe = load_model(model, "cpu")
+    parameters = sum(p.numel() for p in pipe.denoiser.parameters())
+    defaults = {key.removeprefix("default_"): value for key, value in pipe.config.items() if key.startswith("default_")}
+    config = pipe.denoiser.config
+    rows = {
+        "pipeline": type(pipe).__name__,
+        "denoiser": f"{type(pipe.denoiser).__name__}, {parameters:,} parameters",
+        "scheduler": type(pipe.scheduler).__name__,
+        "skeleton": f"{pipe.input_skeleton} in, {pipe.skeleton} out",
+        "window": f"{config.num_frames} frames" + (f" at {config.fps:g} fps" if config.get("fps") else ""),
+        "keypoints seen by": "image width"
+        if config.get("canonical_camera") is None
+        else f"canonical camera {list(config.canonical_camera)}",
+        "defaults": ", ".join(f"{key}={value}" for key, value in defaults.items()),
+    }
+    print_rows(rows)
+
+
+def _describe_keypoints(path: Path) -> None:
+    from probpose.data import detect_format, read_keypoints
+
+    kind = detect_format(path)
+    tracks = read_keypoints(path, format=kind)
+    print_rows({"format": kind, "people": len(tracks)})
+    for track in tracks:
+        seen = float((track.confidence > 0).mean())
+        size = "unknown size" if track.image_size is None else "{}x{}".format(*track.image_size)
+        rate = "unknown fps" if track.fps is None else f"{track.fps:g} fps"
+        typer.echo(
+            f"  person {track.track_id}: {track.skeleton}, frames {track.frame[0]}..{track.frame[-1]} ({len(track)}), {size}, {rate}, "
+            f"{seen:.0%} of the joints observed"
+        )
+        for note in track.source.get("notes", []):
+            typer.echo(f"    note: {note}")

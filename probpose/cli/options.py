@@ -1,0 +1,96 @@
+"""What the commands share: the application, common options, loading models."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Annotated, Any
+
+import typer
+
+DEFAULT_MODEL = "d3dp-mocap17"
+
+app = typer.Typer(
+    name="probpose",
+    help="Probabilistic 3D human pose: 2D keypoints in, K sampled 3D motions, one pose and its uncertainty out.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Flip(str, Enum):
+    """Mirror averaging on the command line."""
+
+    every_step = "every_step"
+    last_step = "last_step"
+    alternate = "alternate"
+    off = "off"
+
+
+Model = Annotated[str, typer.Option(help="Bundled name, folder or Hub id of a pipeline.")]
+Hypotheses = Annotated[int | None, typer.Option("--num-hypotheses", "-k", help="Samples per motion. Default: the model's.")]
+Steps = Annotated[int | None, typer.Option("--steps", help="Sampling steps. Default: the model's.")]
+FlipOption = Annotated[Flip | None, typer.Option(help="Average with the mirrored prediction. Default: the model's.")]
+Share = Annotated[bool | None, typer.Option("--share-first-step/--own-first-step", help="One first step for all hypotheses.")]
+Seed = Annotated[int, typer.Option(help="Random seed; the same seed gives the same result.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+BatchSize = Annotated[int, typer.Option(help="Most windows x hypotheses in one network call; bounds the memory.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")]
+
+
+def epilog(*examples: str) -> str:
+    return "Examples:\n\n" + "\n\n".join(f"  {example}" for example in examples)
+
+
+def print_rows(rows: dict[str, Any]) -> None:
+    width = max(map(len, rows))
+    for key, value in rows.items():
+        typer.echo(f"{key.ljust(width)}  {value}")
+
+
+def resolve_model(model: str) -> str:
+    """A bundled model's folder for its name; everything else as it is."""
+    from probpose.hub import bundled_model
+
+    return str(bundled_model(model) or model)
+
+
+def load_model(model: str, device: str) -> Any:
+    import torch
+    from diffusers.utils.logging import disable_progress_bar
+
+    from probpose import ProbPosePipeline
+
+    disable_progress_bar()  # loading takes no time worth a bar
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device_ = torch.device(device)
+        torch.empty(0, device=device_)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"--device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    return ProbPosePipeline.from_pretrained(resolve_model(model)).to(device_)
+
+
+def sampler_settings(num_hypotheses: int | None, steps: int | None, flip: Flip | None, share_first_step: bool | None) -> dict[str, Any]:
+    """Sampler settings that were given; the rest is the model's."""
+    given = {
+        "num_hypotheses": num_hypotheses,
+        "num_inference_steps": steps,
+        "flip": None if flip is None else (False if flip is Flip.off else flip.value),
+        "share_first_step": share_first_step,
+    }
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    from probpose.geometry import check_image_size
+
+    if text is None:
+        return None
+    try:
+        return check_image_size(text.lower().replace("×", "x").split("x"))
+    except ValueError:
+        raise ValueError(f"the image size must be WIDTHxHEIGHT in pixels, e.g. 1920x1080, got {text!r}") from None
