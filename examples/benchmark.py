@@ -119,9 +119,9 @@ class Measurement:
         self.sampler = {"num_hypotheses": options.hypotheses, **parse_mode(row.mode)}
         self.benchmark = None
         if options.data is not None:
-            from probpose.evaluation import BenchmarkClips
+            from probpose.data.datasets import load_dataset
 
-            self.benchmark = BenchmarkClips.load(options.data).subset(max_clips=options.clips)
+            self.benchmark = load_dataset(options.data).subset(max_clips=options.clips)
         self.clips = self._clips()
 
     def facts(self) -> dict:
@@ -160,7 +160,13 @@ class Measurement:
         """Arguments of the pipeline's call for every clip."""
         if self.benchmark is not None:
             return [
-                {"keypoints_2d": clip.keypoints_detected, "confidence": clip.confidence, "camera": clip.camera, "fps": clip.fps}
+                {
+                    "keypoints_2d": clip.keypoints_2d,
+                    "confidence": clip.confidence,
+                    "camera": clip.camera,
+                    "skeleton": clip.skeleton,
+                    "fps": clip.fps,
+                }
                 for clip in self.benchmark
             ]
         from probpose.data import read_keypoints
@@ -317,7 +323,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
     add = parser.add_argument
     add("--pipeline", default=str(HERE.parent / "hub/models/d3dp-mocap17"), help="model folder or Hub id (%(default)s)")
-    add("--data", help="benchmark .npz file with true 3D; without it no accuracy is printed")
+    add("--data", help="data set with true 3D (see probpose evaluate); without it no accuracy is printed")
     add("--clips", type=count, default=4, help="clips of the benchmark, spread evenly over the file (%(default)s)")
     add("--keypoints", default=str(HERE / "data/basketball.npz"), help="2D keypoint file to time without --data (%(default)s)")
     add("--image-size", type=count, nargs=2, metavar=("W", "H"), help="pixels, where the keypoint file does not say")

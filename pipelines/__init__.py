@@ -1,6 +1,7 @@
 """Pipelines: 2D keypoints in, hypotheses, aggregated pose and uncertainty out."""
 
 # diffusers loads components only from modules that are imported already
+import probpose.calibration
 import probpose.models
 import probpose.schedulers  # noqa: F401
 

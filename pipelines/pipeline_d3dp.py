@@ -10,9 +10,8 @@ from numbers import Integral, Real
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from probpose.aggregation import Aggregator
 from probpose.geometry import Camera
 from probpose.skeletons import get_skeleton
 
@@ -35,6 +34,8 @@ class D3DPPipeline(ProbPosePipeline):
         denoiser: any probpose denoiser.
         scheduler: `D3DPScheduler`, or a diffusers scheduler with `prediction_type="sample"` and the noise schedule that the denoiser was
             trained with (D3DP: `beta_schedule="squaredcos_cap_v2"`); one network call per step.
+        aggregator: learned aggregator (`probpose.models.AttentionAggregator`), what `aggregation="attention"` means; or None.
+        calibrator: `probpose.calibration.Recalibration`, or None.
         default_num_hypotheses, default_num_inference_steps, default_flip, default_share_first_step, default_aggregation: what a call
             uses that does not say. A constructed pipeline defaults to the published sampler; a saved one brings its own choice.
         window_overlap: frames that neighbouring windows of a long clip share; default a third of the model's window.
@@ -42,10 +43,14 @@ class D3DPPipeline(ProbPosePipeline):
             because the conversion only approximates what the model was trained on.
     """
 
+    _optional_components = ["aggregator", "calibrator"]  # noqa: RUF012  (diffusers reads it from the class)
+
     def __init__(
         self,
         denoiser,
         scheduler,
+        aggregator=None,
+        calibrator=None,
         default_num_hypotheses: int = 20,
         default_num_inference_steps: int = 10,
         default_flip: str | bool = "every_step",
@@ -55,7 +60,7 @@ class D3DPPipeline(ProbPosePipeline):
         hidden_when_converted: list[int] | None = None,
     ):
         super().__init__()
-        self.register_modules(denoiser=denoiser, scheduler=scheduler)
+        self.register_modules(denoiser=denoiser, scheduler=scheduler, aggregator=aggregator, calibrator=calibrator)
         self.register_to_config(
             default_num_hypotheses=default_num_hypotheses,
             default_num_inference_steps=default_num_inference_steps,
@@ -80,7 +85,8 @@ class D3DPPipeline(ProbPosePipeline):
         flip: str | bool | None = None,
         share_first_step: bool | None = None,
         eta: float | None = None,
-        aggregation: str | Aggregator | None = "default",
+        aggregation: str | nn.Module | None = "default",
+        calibrated: bool | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         noise: Tensor | None = None,
         root: Any = None,
@@ -106,7 +112,10 @@ class D3DPPipeline(ProbPosePipeline):
                 Network passes per window with K hypotheses and S steps: 2KS, K(S+1), KS, KS.
             share_first_step: predict the first clean pose once per window instead of K times (its input is pure noise to 5e-5).
                 Replaces the first step's K passes by one, or by two where it is averaged with its mirror ("every_step", "alternate").
-            aggregation: "jpma", "mean", "median", "weighted", an `Aggregator`, or None for hypotheses only.
+            aggregation: "attention" (if the pipeline has a learned aggregator), "jpma", "mean", "median", "weighted", an `Aggregator`, or
+                None for hypotheses only.
+            calibrated: spread the hypotheses as far as the truth lies from them, and give `uncertainty` and `radius` accordingly. False: as
+                sampled. None: if the pipeline has a calibrator. The pose is the same either way.
             generator: random source; a list gives every clip its own, so that a clip's result does not depend on its batch.
             noise: standard normal noise to use: `(batch, K, frames, joints, 3)` for the start, the steps' being drawn; or
                 `(draws, batch, K, frames, joints, 3)` for the start and every stochastic step in order (without `batch` for an unbatched
@@ -125,8 +134,9 @@ class D3DPPipeline(ProbPosePipeline):
         Raises:
             ValueError: any input of the wrong shape or range; the message names the value and what is allowed.
         """
-        settings = self._settings(num_hypotheses, num_inference_steps, flip, share_first_step, eta)
+        settings = self.settings(num_hypotheses, num_inference_steps, flip, share_first_step, eta)
         aggregator = self.choose_aggregator(aggregation)
+        calibrated = self.check_calibrated(calibrated)
         if output_type not in ("pt", "np"):
             raise ValueError(f"output_type must be 'pt' or 'np', got {output_type!r}")
         if not _is_a(max_batch_size, Integral) or max_batch_size < 1:
@@ -138,7 +148,7 @@ class D3DPPipeline(ProbPosePipeline):
             inputs.network_2d, inputs.confidence, settings, generator, self._check_noise(noise, inputs, settings),
             int(max_batch_size), callback_on_step_end,
         )  # fmt: skip
-        return self.finish(hypotheses, inputs, aggregator, fps, output_type, return_dict)
+        return self.finish(hypotheses, inputs, aggregator, fps, output_type, return_dict, calibrated)
 
     def count_passes(
         self,
@@ -149,7 +159,7 @@ class D3DPPipeline(ProbPosePipeline):
         share_first_step: bool | None = None,
     ) -> int:
         """Network passes (one window, one hypothesis, one orientation each) that a call on a clip of this length costs."""
-        settings = self._settings(num_hypotheses, num_inference_steps, flip, share_first_step)
+        settings = self.settings(num_hypotheses, num_inference_steps, flip, share_first_step)
         windows = len(window_starts(num_frames, self.denoiser.config.num_frames, self._overlap))
         return windows * sum(
             (1 if settings.shared(i) else settings.num_hypotheses) * (2 if settings.flipped(i) else 1)
@@ -301,7 +311,15 @@ class D3DPPipeline(ProbPosePipeline):
         overlap = self.config.window_overlap
         return window // 3 if overlap is None else min(overlap, window - 1)
 
-    def _settings(self, num_hypotheses, num_inference_steps, flip, share_first_step, eta=None) -> SamplerSettings:
+    def settings(
+        self,
+        num_hypotheses: int | None = None,
+        num_inference_steps: int | None = None,
+        flip: str | bool | None = None,
+        share_first_step: bool | None = None,
+        eta: float | None = None,
+    ) -> SamplerSettings:
+        """How a call with these arguments samples; None: the pipeline's default."""
         config = self.config
         return SamplerSettings(
             config.default_num_hypotheses if num_hypotheses is None else num_hypotheses,

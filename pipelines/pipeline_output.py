@@ -15,9 +15,12 @@ class ProbPosePipelineOutput(BaseOutput):
     Args:
         hypotheses: `(batch, num_hypotheses, frames, joints, 3)` metres, camera axes, relative to the root joint.
         pose: aggregated pose `(batch, frames, joints, 3)` metres, or None without an aggregator.
-        uncertainty: `(batch, frames, joints)` metres: root-mean-square radius of the hypotheses about `pose`.
+        uncertainty: `(batch, frames, joints)` metres: root-mean-square radius of the hypotheses about `pose`; of a calibrated call with a
+            learned aggregator, the root-mean-square error that it predicts for `pose`.
         root: root trajectory `(batch, frames, 3)` metres in camera axes; estimated unless given.
         camera: the `Camera` that was used (the caller's, or the one guessed from the image size).
+        radius: `(batch, frames, joints)` metres: the truth lies within it of `pose` in a stated share of the cases (split conformal; see
+            `probpose.calibration.Recalibration`). None unless the call was calibrated and used the aggregator it was fitted for.
     """
 
     hypotheses: Any
@@ -25,3 +28,4 @@ class ProbPosePipelineOutput(BaseOutput):
     uncertainty: Any = None
     root: Any = None
     camera: Any = None
+    radius: Any = None

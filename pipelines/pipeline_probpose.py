@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
-from probpose.aggregation import Aggregator, get_aggregator
+from probpose.aggregation import AGGREGATORS, get_aggregator
 from probpose.geometry import Camera, check_image_size, normalise_screen, reexpress_keypoints, root_of_hypotheses
 from probpose.skeletons import convert_with_confidence, get_skeleton
 
@@ -107,20 +107,40 @@ class ProbPosePipeline(DiffusionPipeline):
         index = self.denoiser.config.get("root_index")
         return (get_skeleton(self.skeleton).root or 0) if index is None else index
 
-    def choose_aggregator(self, aggregation: str | Aggregator | None) -> Aggregator | None:
-        """The aggregator that a call asks for; "default" is the pipeline's own.
+    def choose_aggregator(self, aggregation: str | nn.Module | None) -> nn.Module | None:
+        """The aggregator that a call asks for; "default" is the pipeline's own choice, "attention" its learned one.
 
         Raises:
             ValueError: an unknown one, or one that compares reprojections where input and output are different joint sets.
         """
-        default = isinstance(aggregation, str) and aggregation == "default"
-        aggregator = get_aggregator(self.config.default_aggregation if default else aggregation)
+        if isinstance(aggregation, str):
+            if aggregation == "default":
+                aggregation = self.config.default_aggregation
+            if aggregation == "attention":
+                if getattr(self, "aggregator", None) is None:
+                    names = ", ".join(map(repr, sorted(AGGREGATORS)))
+                    raise ValueError(f"aggregation='attention' needs a pipeline with a learned aggregator; this one has {names}")
+                aggregation = self.aggregator
+        aggregator = get_aggregator(aggregation)
         if getattr(aggregator, "needs_camera", False) and self.input_skeleton != self.skeleton:
             raise ValueError(
                 f"{type(aggregator).__name__} compares reprojections with the keypoints, but this model reads {self.input_skeleton} "
                 f"and produces {self.skeleton}: use aggregation='mean'"
             )
         return aggregator
+
+    def check_calibrated(self, calibrated: bool | None) -> bool:
+        """Whether a call recalibrates; None: if the pipeline can.
+
+        Raises:
+            ValueError: asked for without a calibrator, or no boolean.
+        """
+        able = getattr(self, "calibrator", None) is not None
+        if calibrated not in (None, True, False):
+            raise ValueError(f"calibrated must be True, False or None, got {calibrated!r}")
+        if calibrated and not able:
+            raise ValueError("calibrated=True needs a pipeline with a calibrator; `probpose calibrate` fits one")
+        return able if calibrated is None else calibrated
 
     def prepare_inputs(
         self,
@@ -168,27 +188,44 @@ class ProbPosePipeline(DiffusionPipeline):
         self,
         hypotheses: Tensor,
         inputs: PreparedInputs,
-        aggregator: Aggregator | None,
+        aggregator: nn.Module | None,
         fps: float = 30.0,
         output_type: str = "pt",
         return_dict: bool = True,
+        calibrated: bool = False,
     ) -> ProbPosePipelineOutput | tuple:
-        """Aggregate, estimate the root and hand out tensors or arrays, with or without the batch axis."""
-        pose = uncertainty = None
+        """Aggregate, recalibrate, estimate the root and hand out tensors or arrays, with or without the batch axis.
+
+        The pose is made of the hypotheses as they were sampled: recalibration moves them about their median, which says nothing new about
+        where the pose is.
+        """
+        pose = uncertainty = radius = None
         root = inputs.root
-        if aggregator is not None:
-            out = aggregator(hypotheses, inputs.keypoints_2d, inputs.camera, root, inputs.confidence, fps)
-            pose, uncertainty = out.pose, out.uncertainty
         if root is None and self.input_skeleton == self.skeleton:
             root = root_of_hypotheses(hypotheses, inputs.keypoints_2d, inputs.camera, inputs.confidence, fps)
-        values = [hypotheses, pose, uncertainty, root]
+        sampled = hypotheses
+        if calibrated:
+            hypotheses = self.calibrator(hypotheses)
+        if aggregator is not None:
+            learned = aggregator is getattr(self, "aggregator", None)
+            # Others treat a root that was given and one that they have to estimate differently.
+            out = aggregator(sampled, inputs.keypoints_2d, inputs.camera, root if learned else inputs.root, inputs.confidence, fps)
+            pose, uncertainty = out.pose, out.uncertainty
+            if not (calibrated and learned):
+                uncertainty = (hypotheses - pose[:, None]).square().sum(-1).mean(1).sqrt()
+            if calibrated:
+                fitted_for = self.calibrator.config.aggregation
+                if learned if fitted_for == "attention" else type(aggregator) is AGGREGATORS.get(fitted_for):
+                    radius = self.calibrator.radius(uncertainty)
+        values = [hypotheses, pose, uncertainty, root, radius]
         if not inputs.batched:
             values = [None if v is None else v[0] for v in values]
         if output_type == "np":
             values = [None if v is None else v.cpu().numpy() for v in values]
+        hypotheses, pose, uncertainty, root, radius = values
         if not return_dict:
-            return (*values, inputs.camera)
-        return ProbPosePipelineOutput(*values, camera=inputs.camera)
+            return hypotheses, pose, uncertainty, root, inputs.camera
+        return ProbPosePipelineOutput(hypotheses, pose, uncertainty, root, inputs.camera, radius)
 
     def _check_confidence(self, confidence: Any, keypoints: Tensor, batched: bool) -> Tensor:
         observed = torch.isfinite(keypoints).all(-1)

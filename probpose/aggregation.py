@@ -180,13 +180,16 @@ AGGREGATORS: dict[str, type[Aggregator]] = {
 }
 
 
-def get_aggregator(aggregation: str | Aggregator | None) -> Aggregator | None:
+def get_aggregator(aggregation: str | nn.Module | None) -> nn.Module | None:
     """An aggregator from a name ("mean", "jpma", "median", "weighted"), an instance, or None.
+
+    An instance is an `Aggregator`, or any module that is called like one and says by `needs_camera` whether it reprojects, such as the
+    learned `probpose.models.AttentionAggregator`.
 
     Raises:
         ValueError: unknown name, or something that is not an aggregator.
     """
-    if aggregation is None or isinstance(aggregation, Aggregator):
+    if aggregation is None or (isinstance(aggregation, nn.Module) and hasattr(aggregation, "needs_camera")):
         return aggregation
     if isinstance(aggregation, str) and aggregation in AGGREGATORS:
         return AGGREGATORS[aggregation]()

@@ -1,3 +1,4 @@
+import importlib.util
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,12 +17,16 @@ from probpose.metrics import (
     hp3d_scores,
     hypothesis_table,
     j_best,
+    joint_groups,
+    min_mpjpe,
+    min_pa_mpjpe,
     mpjpe,
     mpjve,
     n_mpjpe,
     p_best,
     pa_mpjpe,
     pck,
+    score_hypotheses,
     symmetry_error,
 )
 from probpose.skeletons import get_skeleton
@@ -30,7 +35,10 @@ FILES = {
     "golden": Path(__file__).resolve().parent / "golden" / "metrics_d3dp.safetensors",
     "shared": Path(__file__).resolve().parents[1].parent / "shared" / "parity" / "d3dp" / "io.safetensors",
 }
+PLATYPOSE = Path(__file__).resolve().parents[1].parent / "shared" / "parity" / "platypose" / "io.safetensors"
+BENCHMARK = Path(__file__).resolve().parents[1] / "examples" / "benchmark_scoring.py"
 H36M = get_skeleton("h36m_17")
+HP3D_OF_H36M = [14, 8, 9, 10, 11, 12, 13, 15, 1, 16, 0, 5, 6, 7, 2, 3, 4]  # the published permutation
 PAIR_METRICS = (mpjpe, pa_mpjpe, n_mpjpe, mpjve, acceleration_error, pck, auc)
 
 
@@ -145,6 +153,20 @@ def test_hp3d_scores_agree_with_the_benchmark(published):
     assert scores["mpjpe"] == pytest.approx(published["hp3d/mpjpe_total"].item(), abs=1e-3)
 
 
+def test_minimum_errors_agree_with_the_original():
+    if not PLATYPOSE.exists():
+        pytest.skip(f"{PLATYPOSE} is not here")
+    values = {name.removeprefix("metric."): value for name, value in load_file(PLATYPOSE).items() if name.startswith("metric.")}
+    hypotheses, target = values["hypotheses"], values["gt"][0]
+    assert min_mpjpe(hypotheses, target) == pytest.approx(values["min_mpjpe_sequence"].item(), abs=1e-3)
+    assert min_mpjpe(hypotheses, target, level="frame") == pytest.approx(values["min_mpjpe_frame"].item(), abs=1e-3)
+    assert min_pa_mpjpe(hypotheses, target) == pytest.approx(values["min_pa_mpjpe_sequence"].item(), abs=1e-3)
+    frames = values["pa_per_joint"].mean(-1).amin(0).mean().item()
+    assert min_pa_mpjpe(hypotheses, target, level="frame") == pytest.approx(frames, abs=1e-3)
+    best = int(values["sequence_mpjpe"].argmin())
+    assert mpjve(hypotheses[best], target) == pytest.approx(values["mpjve_best"].item(), abs=1e-3)
+
+
 # One pose against the truth -------------------------------------------------------------------------------------------
 
 
@@ -184,8 +206,8 @@ def test_pck_is_strict_and_auc_averages_it(pair):
     pred, target = pair
     edge = torch.zeros(1, 4, 3)
     edge[0, :, 0] = torch.tensor([0.125, 0.0625, 0.25, 0.5])
-    assert pck(edge, torch.zeros_like(edge), threshold=125) == 25
-    assert pck(edge, torch.zeros_like(edge), threshold=126) == 50
+    assert pck(edge, torch.zeros_like(edge), threshold_mm=125) == 25
+    assert pck(edge, torch.zeros_like(edge), threshold_mm=126) == 50
     curve = [pck(pred, target, threshold) for threshold in np.arange(31) * 5]
     assert auc(pred, target) == pytest.approx(np.mean(curve))
     assert all(a <= b for a, b in pairwise(curve))
@@ -209,6 +231,74 @@ def test_what_the_mask_leaves_out_does_not_count(metric, pair):
     joints[..., 3:] = True
     spoiled = torch.where(joints[..., None], pred, torch.inf)
     assert metric(spoiled, target, mask=joints) == pytest.approx(metric(pred[..., 3:, :], target[..., 3:, :]), abs=1e-6)
+
+
+def test_errors_are_what_plain_loops_compute(pair):
+    pred, target = (pose.double().numpy() for pose in pair)
+    aligned, plain_scale, similar = np.empty_like(pred), np.empty(pred.shape[:2]), np.empty(pred.shape[:2])
+    for index in np.ndindex(pred.shape[:2]):
+        x, y = pred[index], target[index]
+        plain_scale[index] = np.sum(x * y) / np.sum(x * x)
+        x0, y0 = x - x.mean(0), y - y.mean(0)
+        u, s, vt = np.linalg.svd(y0.T @ x0)
+        sign = np.diag([1, 1, np.sign(np.linalg.det(u @ vt))])
+        similar[index] = np.trace(np.diag(s) @ sign) / np.sum(x0 * x0)
+        aligned[index] = similar[index] * x0 @ (u @ sign @ vt).T + y.mean(0)
+
+    def error(a, b):
+        return pytest.approx(1000 * np.linalg.norm(a - b, axis=-1).mean(), abs=1e-6)
+
+    assert mpjpe(pred, target) == error(pred, target)
+    assert pa_mpjpe(pred, target) == error(aligned, target)
+    assert pa_mpjpe(pred, target, recentre_root=3) == error(aligned - aligned[..., 3:4, :], target - target[..., 3:4, :])
+    assert n_mpjpe(pred, target) == error(plain_scale[..., None, None] * pred, target)
+    assert n_mpjpe(pred, target, scale="procrustes") == error(similar[..., None, None] * pred, target)
+    assert mpjve(pred, target) == error(np.diff(pred, axis=1), np.diff(target, axis=1))
+    assert acceleration_error(pred, target) == error(np.diff(pred, 2, axis=1), np.diff(target, 2, axis=1))
+
+
+def test_the_published_variants_differ_as_they_say(pair):
+    pred, target = pair
+    assert acceleration_error(pred, target, divisor="frames") == pytest.approx(acceleration_error(pred, target) * 4 / 6)
+    rotation = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(0)))[0]
+    rotation = rotation * torch.linalg.det(rotation).sign()
+    turned = 0.5 * target @ rotation.mT
+    assert n_mpjpe(turned, target, scale="procrustes") == pytest.approx(mpjpe(2 * turned, target), abs=1e-3)
+    assert n_mpjpe(turned, target, scale="procrustes") > n_mpjpe(turned, target) + 1
+    assert pa_mpjpe(target, target, recentre_root=0) == pytest.approx(0, abs=1e-6)
+    mask = torch.ones(2, 6, 17)
+    mask[:, 3:, 0] = 0
+    kept = pa_mpjpe(pred[:, :3], target[:, :3], recentre_root=0)
+    assert pa_mpjpe(pred, target, mask, recentre_root=0) == pytest.approx(kept)
+    for scale in ("least_squares", "procrustes"):
+        assert n_mpjpe(pred, target, mask, scale) > 0
+    for wrong in (
+        lambda: n_mpjpe(pred, target, scale="rotation"),
+        lambda: pa_mpjpe(pred, target, recentre_root=17),
+        lambda: acceleration_error(pred, target, divisor="N"),
+    ):
+        with pytest.raises(ValueError, match=r"must be (one of|a joint)"):
+            wrong()
+
+
+def test_the_benchmark_counts_fourteen_joints(pair):
+    pred, target = pair
+    assert joint_groups("mpi_inf_3dhp_17") == HP3D_GROUPS
+    groups = joint_groups("h36m_17")
+    assert groups["head"] == (10,) and groups["neck"] == (8,)
+    for name, joints in groups.items():
+        assert [HP3D_OF_H36M[joint] for joint in joints] == list(HP3D_GROUPS[name])
+    counted = sorted(joint for group in groups.values() for joint in group)
+    assert len(counted) == 14
+    assert pck(pred, target, 80, skeleton="h36m_17") == pck(pred[..., counted, :], target[..., counted, :], 80)
+    assert auc(pred, target, skeleton="h36m_17") == auc(pred[..., counted, :], target[..., counted, :])
+    assert auc(pred, target, skeleton="h36m_17") != auc(pred, target)
+    with pytest.raises(ValueError, match=r"'coco_17' lacks .* known are .*h36m_17.*mpi_inf_3dhp_17"):
+        joint_groups("coco_17")
+    with pytest.raises(ValueError, match="unknown skeleton"):
+        pck(pred, target, skeleton="h36m_71")
+    with pytest.raises(ValueError, match="16 joints of 'mpii_16'"):
+        auc(pred, target, skeleton="mpii_16")
 
 
 # Bones ----------------------------------------------------------------------------------------------------------------
@@ -352,6 +442,90 @@ def test_unobserved_keypoints_leave_the_first_hypothesis(scene):
     assert hypothesis_table(**scene)["j_agg"] == pytest.approx(mpjpe(first, scene["target"]))
 
 
+def test_minimum_errors_choose_for_a_sequence_or_a_frame(scene):
+    hypotheses, target = scene["hypotheses"], scene["target"]
+    for least, metric in ((min_mpjpe, mpjpe), (min_pa_mpjpe, pa_mpjpe)):
+        each = [[metric(hypotheses[b, k], target[b]) for k in range(4)] for b in range(2)]
+        assert least(hypotheses, target) == pytest.approx(np.mean([min(errors) for errors in each]), abs=1e-4)
+        frames = [[[metric(hypotheses[b, k, [f]], target[b, [f]]) for k in range(4)] for f in range(6)] for b in range(2)]
+        assert least(hypotheses, target, level="frame") == pytest.approx(np.min(frames, axis=-1).mean(), abs=1e-4)
+        assert least(hypotheses[:, :, :1], target[:, :1]) == pytest.approx(least(hypotheses[:, :, :1], target[:, :1], "frame"))
+        assert least(torch.stack([hypotheses] * 2, 1), target) == pytest.approx([least(hypotheses, target)] * 2)
+        assert least(hypotheses[0].numpy(), target[0].numpy()) == pytest.approx(min(each[0]), abs=1e-4)
+        with pytest.raises(ValueError, match=r"level must be one of \('sequence', 'frame'\), got 'clip'"):
+            least(hypotheses, target, level="clip")
+
+
+@pytest.mark.parametrize("mask", [None, torch.tensor([[1, 1, 1, 1, 0, 1], [1, 1, 1, 1, 1, 1]])])
+def test_one_pass_gives_what_the_single_metrics_give(scene, mask):
+    scores = score_hypotheses(**scene, mask=mask)
+    for prefix, protocol in (("", 1), ("pa_", 2)):
+        table = hypothesis_table(**scene, protocol=protocol, mask=mask)
+        assert table == pytest.approx({name: scores[prefix + name] for name in table})
+    hypotheses, target = scene["hypotheses"].clone(), scene["target"]
+    hypotheses[..., 0, :] = 0
+    mean = hypotheses.mean(1)
+    expected = {
+        **{f"min_mpjpe_{level}": min_mpjpe(hypotheses, target, level, mask) for level in ("sequence", "frame")},
+        **{f"min_pa_mpjpe_{level}": min_pa_mpjpe(hypotheses, target, level, mask) for level in ("sequence", "frame")},
+        **{metric.__name__: metric(mean, target, mask=mask) for metric in (n_mpjpe, mpjve, pck, auc)},
+        "acceleration": acceleration_error(mean, target, mask),
+        "p_agg": mpjpe(mean, target, mask),
+        "pa_p_agg": pa_mpjpe(mean, target, mask),
+        "symmetry": symmetry_error(hypotheses, H36M.bones, H36M.flip_pairs, mask),
+        "bone_length_error": bone_length_error(hypotheses, target, H36M.bones, mask),
+        "bone_length_deviation": bone_length_deviation(hypotheses, H36M.bones, mask),
+    }
+    assert {name: scores[name] for name in expected} == pytest.approx(expected, abs=1e-3)
+
+
+def test_one_pass_takes_what_there_is(scene):
+    hypotheses, target = scene["hypotheses"], scene["target"]
+    full, blind = score_hypotheses(**scene), score_hypotheses(hypotheses, target)
+    assert full.keys() - blind.keys() == {"j_agg", "pa_j_agg"}
+    assert {name: full[name] for name in blind} == pytest.approx(blind)
+    assert "mpjve" not in score_hypotheses(hypotheses[:, :, :2], target[:, :2])
+    clip = score_hypotheses(hypotheses[0].numpy(), target[0].numpy())
+    assert clip["p_best"] == pytest.approx(min_mpjpe(hypotheses[0], target[0]), rel=0.1)
+    for message, change in {
+        "must be given together, missing are .*camera": {"camera": None},
+        "16 joints of 'mpii_16'": {"skeleton": "mpii_16"},
+        "hypotheses and target must have shapes": {"hypotheses": hypotheses[:, None]},
+        "scope must be one of": {"p_best_scope": "clip"},
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            score_hypotheses(**{**scene, **change})
+
+
+def test_many_pieces_give_what_one_gives(scene, monkeypatch):
+    whole = [score_hypotheses(**scene), hypothesis_table(**scene, protocol=2)]
+    monkeypatch.setattr("probpose.metrics.hypotheses._PIECE", 1)
+    assert [score_hypotheses(**scene), hypothesis_table(**scene, protocol=2)] == [pytest.approx(table) for table in whole]
+    roots = scene["root"][:, None].expand(-1, 4, -1, -1)
+    assert hypothesis_table(**{**scene, "root": roots}) == pytest.approx(hypothesis_table(**scene))
+
+
+def test_double_precision_input_keeps_its_precision(scene):
+    single = hypothesis_table(**scene, protocol=2)
+    double = hypothesis_table(**{name: value if name == "camera" else value.double() for name, value in scene.items()}, protocol=2)
+    assert single == pytest.approx(double, abs=1e-3)
+
+
+def test_scoring_can_be_timed(capsys):
+    spec = importlib.util.spec_from_file_location("benchmark_scoring", BENCHMARK)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    threads = torch.get_num_threads()
+    try:
+        assert script.main(["--frames", "30", "--hypotheses", "2", "--rounds", "1"]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("30 frames, 2 hypotheses") and len(lines) == 15
+    with pytest.raises(SystemExit):
+        script.parse_arguments(["--frames", "2"])
+
+
 # MPI-INF-3DHP ---------------------------------------------------------------------------------------------------------
 
 
@@ -367,6 +541,18 @@ def test_hp3d_moves_the_truth_to_its_pelvis_and_drops_invalid_frames():
     assert scores["pck"]["head"] == 0 and scores["pck"]["neck"] == 100
     assert scores["pck"]["total"] == pytest.approx(100 * 13 / 14)
     assert scores["auc"]["ankle"] == pytest.approx(100 * 30 / 31)
+
+
+def test_hp3d_scores_poses_in_another_order():
+    generator = torch.Generator().manual_seed(2)
+    target = torch.randn(8, 17, 3, generator=generator)
+    pred = target - target[:, 14:15] + 0.1 * torch.randn(8, 17, 3, generator=generator)
+    scores = hp3d_scores(pred, target)
+    other = hp3d_scores(pred[:, HP3D_OF_H36M], target[:, HP3D_OF_H36M], skeleton="h36m_17")
+    assert other["mpjpe"] == pytest.approx(scores["mpjpe"])
+    assert other["pck"] == pytest.approx(scores["pck"]) and other["auc"] == pytest.approx(scores["auc"])
+    with pytest.raises(ValueError, match="root included"):
+        hp3d_scores(target, target, skeleton="openpose_mpi_15")
 
 
 # Bad input ------------------------------------------------------------------------------------------------------------
@@ -389,8 +575,8 @@ def test_bad_poses_are_named(pair):
             metric(pred, broken)
     with pytest.raises(ValueError, match="at least 3 frames, got 2"):
         acceleration_error(pred[:, :2], target[:, :2])
-    with pytest.raises(ValueError, match="threshold must not be negative"):
-        pck(pred, target, threshold=-1)
+    with pytest.raises(ValueError, match="threshold_mm must not be negative"):
+        pck(pred, target, threshold_mm=-1)
     with pytest.raises(ValueError, match="17 joints"):
         hp3d_scores(pred[..., :16, :], target[..., :16, :])
 

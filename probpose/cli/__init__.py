@@ -1,4 +1,4 @@
-"""The command line: `probpose sample | evaluate | train | convert | info`.
+"""The command line: `probpose sample | evaluate | train | calibrate | convert | info`.
 
 Heavy imports happen inside the commands, so that `probpose --help` answers at once.
 """
@@ -11,8 +11,8 @@ import sys
 
 import typer
 
-# every module registers its command with the application; the order is that of the help
-from . import convert, evaluate, info, sample, train  # noqa: F401
+# every module registers its command with the application
+from . import calibrate, convert, evaluate, info, sample, train  # noqa: F401
 from .options import app
 
 

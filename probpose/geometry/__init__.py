@@ -10,6 +10,7 @@ from .camera import (
 )
 from .procrustes import procrustes_align
 from .reprojection import reprojection_error, select_by_reprojection
+from .resection import resection
 from .root import REFERENCE_FOCAL, estimate_root, root_of_hypotheses
 from .rotation import quaternion_to_matrix, rotation_between_z_and
 
@@ -25,6 +26,7 @@ __all__ = [
     "quaternion_to_matrix",
     "reexpress_keypoints",
     "reprojection_error",
+    "resection",
     "root_of_hypotheses",
     "rotation_between_z_and",
     "select_by_reprojection",

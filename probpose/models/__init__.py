@@ -2,12 +2,20 @@
 
 from diffusers.models.modeling_utils import ModelMixin  # diffusers finds the loader of a component by this name
 
+from .attention_aggregator import AttentionAggregator, AttentionAggregatorOutput
 from .frame_transformer import FrameTransformerModel
 from .mixste import MixSTEModel
 from .outputs import PoseModelOutput
 
 # A saved pipeline names its components by this public module, so that moving a file never breaks a checkpoint.
-for _public in (FrameTransformerModel, MixSTEModel, PoseModelOutput):
+for _public in (AttentionAggregator, AttentionAggregatorOutput, FrameTransformerModel, MixSTEModel, PoseModelOutput):
     _public.__module__ = __name__
 
-__all__ = ["FrameTransformerModel", "MixSTEModel", "ModelMixin", "PoseModelOutput"]
+__all__ = [
+    "AttentionAggregator",
+    "AttentionAggregatorOutput",
+    "FrameTransformerModel",
+    "MixSTEModel",
+    "ModelMixin",
+    "PoseModelOutput",
+]

@@ -11,9 +11,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-_HOME = {"Trainer": "trainer", "TrainingConfig": "config"}
+_HOME = {
+    "AggregatorConfig": "config",
+    "AggregatorTrainer": "aggregator",
+    "CalibrationReport": "calibration",
+    "Trainer": "trainer",
+    "TrainingConfig": "config",
+    "calibrate": "calibration",
+    "load_recipe": "config",
+}
 
-__all__ = ["Trainer", "TrainingConfig", "train"]
+__all__ = [*sorted(_HOME), "train"]
 
 if _missing := [name for name in ("accelerate", "pydantic", "tensorboard", "yaml") if find_spec(name) is None]:
     raise ImportError(f"training needs {', '.join(_missing)}: pip install probpose[train]")
@@ -23,7 +31,8 @@ def train(config_path: str | Path, resume: bool = False, overwrite: bool = False
     """Train by a recipe; returns the folder of the final pipeline.
 
     Args:
-        config_path: a YAML recipe (see :class:`TrainingConfig`); paths inside it are relative to the working directory.
+        config_path: a YAML recipe of a denoiser (`TrainingConfig`) or of a learned aggregator (`AggregatorConfig`); paths inside it are
+            relative to the working directory.
         resume: continue from the newest checkpoint of the recipe's `output_dir`; start anew where there is none.
         overwrite: discard the checkpoints that are there and start anew.
 
@@ -33,10 +42,14 @@ def train(config_path: str | Path, resume: bool = False, overwrite: bool = False
         ValueError: a wrong recipe, with its fields named; or one that does not continue the run in `output_dir`.
         FloatingPointError: the loss is not finite any more; the checkpoints before it stay as they are.
     """
-    from .config import TrainingConfig
-    from .trainer import Trainer
+    from .config import TrainingConfig, load_recipe
 
-    return Trainer(TrainingConfig.load(config_path), resume, overwrite).train()
+    recipe = load_recipe(config_path)
+    if isinstance(recipe, TrainingConfig):
+        from .trainer import Trainer as Kind
+    else:
+        from .aggregator import AggregatorTrainer as Kind
+    return Kind(recipe, resume, overwrite).train()
 
 
 def __getattr__(name: str) -> Any:

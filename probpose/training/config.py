@@ -1,16 +1,18 @@
-"""The training recipe: one YAML file, validated before anything runs."""
+"""Training recipes: one YAML file each, validated before anything runs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, ValidationInfo, field_validator
 
 from probpose.data.augmentation import BodyVariation, CameraVariation, DetectorNoise
+
+RecipeT = TypeVar("RecipeT", bound="Recipe")
 
 _VARIATIONS = {"body": BodyVariation, "camera": CameraVariation, "detector": DetectorNoise}
 
@@ -26,7 +28,7 @@ class _Section(BaseModel):
 
 
 class ComponentConfig(_Section):
-    """A denoiser or scheduler: public class name and the arguments of its constructor."""
+    """A denoiser, scheduler or aggregator: public class name and the arguments of its constructor."""
 
     name: str
     config: dict[str, Any] = Field(default_factory=dict)
@@ -69,9 +71,30 @@ class OptimConfig(_Section):
     betas: tuple[float, float] = (0.9, 0.98)
     max_grad_norm: PositiveFloat = 1.0
     ema_decay: float = Field(0.9995, ge=0, lt=1)
+
+
+class DenoiserOptimConfig(OptimConfig):
+    """Denoising of windows."""
+
     velocity_weight: float = Field(0.0, ge=0, description="weight of the frame-to-frame velocity error beside MPJPE")
     short_window_share: float = Field(0.0, ge=0, le=1, description="share of steps on windows cut to a random length")
     first_step_share: float = Field(0.0, ge=0, le=1, description="share of examples at the noisiest timestep; the rest is uniform")
+
+
+class AggregatorOptimConfig(OptimConfig):
+    """Aggregation of hypotheses that were sampled before."""
+
+    num_frames: PositiveInt = Field(8, description="consecutive frames of a window that one step looks at")
+    fewest_hypotheses: PositiveInt = Field(4, description="a step sees between so many hypotheses and all that were sampled")
+    uncertainty_weight: PositiveFloat = Field(1e-3, description="weight of the uncertainty's likelihood beside MPJPE in metres")
+
+
+class SamplesConfig(_Section):
+    """The hypotheses that an aggregator is trained on: drawn once, since the pipeline is frozen."""
+
+    windows: PositiveInt = 4096
+    num_hypotheses: PositiveInt = 20
+    max_batch_size: PositiveInt = 640
 
 
 class PipelineConfig(_Section):
@@ -81,20 +104,16 @@ class PipelineConfig(_Section):
     dtype: Literal["float32", "float16"] = Field("float32", description="precision of the saved weights")
 
 
-class TrainingConfig(_Section):
-    """A whole recipe.
+class Recipe(_Section):
+    """What all recipes share.
 
     Raises:
         ValueError: from `load`, with every wrong field named.
     """
 
     output_dir: str
-    denoiser: ComponentConfig
-    scheduler: ComponentConfig = ComponentConfig(name="D3DPScheduler")
     data: DataConfig
     optim: OptimConfig
-    pipeline: PipelineConfig = PipelineConfig()
-    initialise_from: str | None = Field(None, description="pipeline folder whose denoiser weights to start from")
     seed: int = Field(0, ge=0)
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     checkpoint_every: PositiveInt = 1000
@@ -104,23 +123,11 @@ class TrainingConfig(_Section):
     log_every: PositiveInt = 20
 
     @classmethod
-    def load(cls, path: str | Path) -> TrainingConfig:
-        """Read and validate a YAML recipe; relative paths inside it are relative to the working directory."""
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"no training recipe at {path}")
-        try:
-            content = yaml.safe_load(path.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not valid YAML: {error}") from None
-        if not isinstance(content, dict):
-            raise ValueError(f"{path} must hold a mapping with at least output_dir, denoiser, data and optim")
-        try:
-            return cls.model_validate(content)
-        except ValidationError as error:
-            raise ValueError(f"{path}: {'; '.join(map(_explain, error.errors()))}") from None
+    def load(cls: type[RecipeT], path: str | Path) -> RecipeT:
+        """Read and validate a YAML recipe of this kind; relative paths inside it are relative to the working directory."""
+        return _validated(cls, _read(Path(path)), Path(path))
 
-    def check_continues(self, earlier: TrainingConfig) -> None:
+    def check_continues(self, earlier: Recipe) -> None:
         """Check that a run by the recipe `earlier` can be resumed with this one. Archives may have moved, but not been renamed.
 
         Raises:
@@ -142,6 +149,55 @@ class TrainingConfig(_Section):
         return content
 
 
+class TrainingConfig(Recipe):
+    """Recipe of a denoiser."""
+
+    denoiser: ComponentConfig
+    scheduler: ComponentConfig = ComponentConfig(name="D3DPScheduler")
+    optim: DenoiserOptimConfig
+    pipeline: PipelineConfig = PipelineConfig()
+    initialise_from: str | None = Field(None, description="pipeline folder whose denoiser weights to start from")
+
+
+class AggregatorConfig(Recipe):
+    """Recipe of a learned aggregator on top of a frozen pipeline."""
+
+    pipeline: str = Field(description="folder or Hub id of the pipeline whose hypotheses are aggregated")
+    aggregator: ComponentConfig = ComponentConfig(name="AttentionAggregator")
+    samples: SamplesConfig = SamplesConfig()
+    optim: AggregatorOptimConfig
+
+
+def load_recipe(path: str | Path) -> TrainingConfig | AggregatorConfig:
+    """Read a recipe of either kind; one with an `aggregator` or `samples` section trains an aggregator.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not YAML, or wrong fields, each named.
+    """
+    content = _read(Path(path))
+    return _validated(AggregatorConfig if {"aggregator", "samples"} & content.keys() else TrainingConfig, content, Path(path))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no training recipe at {path}")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a mapping with at least output_dir, denoiser, data and optim")
+    return content
+
+
+def _validated(kind: type[RecipeT], content: dict[str, Any], path: Path) -> RecipeT:
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise ValueError(f"{path}: {'; '.join(_explain(kind, problem) for problem in error.errors())}") from None
+
+
 def _flatten(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in content.items():
         name = f"{prefix}{key}"
@@ -153,11 +209,11 @@ def _flatten(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield name, tuple(value) if isinstance(value, list) else value
 
 
-def _explain(error: Any) -> str:
+def _explain(kind: type[Recipe], error: Any) -> str:
     """One problem of pydantic's list in a line that begins with the field."""
     where, message = ".".join(map(str, error["loc"])), error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
-        section: Any = TrainingConfig
+        section: Any = kind
         for name in error["loc"][:-1]:
             section = section.model_fields[name].annotation
         message = f"unknown field; allowed are {', '.join(section.model_fields)}"

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -108,6 +109,80 @@ def test_sources_without_extent_land_on_the_centroid(clouds, dtype):
     assert torch.allclose(procrustes_align(target[..., :1, :], centroid[..., :1, :]), centroid[..., :1, :])
     flat = torch.zeros_like(target)
     assert torch.allclose(procrustes_align(target, flat), flat, atol=1e-6)
+
+
+def aligned_by_svd(source, target, scale=True, weights=None):
+    """Umeyama's formula, one cloud after the other."""
+    out = np.empty_like(source)
+    for index in np.ndindex(source.shape[:-2]):
+        x, y = source[index], target[index]
+        w = np.ones(len(x)) if weights is None else weights[index]
+        w = (w / w.sum())[:, None]
+        x0, middle = x - (w * x).sum(0), (w * y).sum(0)
+        u, s, vt = np.linalg.svd((w * (y - middle)).T @ x0)
+        s[2] *= np.sign(np.linalg.det(u @ vt))
+        u[:, 2] *= np.sign(np.linalg.det(u @ vt))
+        out[index] = (s.sum() / (w * x0**2).sum() if scale else 1) * x0 @ (u @ vt).T + middle
+    return out
+
+
+CORNERS = torch.tensor([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], dtype=torch.float64)
+
+
+def shapes(generator):
+    """Pairs of clouds: well-behaved ones, and those in which the rotation is hardly or not determined."""
+
+    def noise(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    cloud, flat, mirror = 0.4 * noise(50, 17, 3), torch.tensor([1.0, 1, 0]), torch.tensor([-1.0, 1, 1])
+    line, thin = noise(50, 17, 1) * noise(50, 1, 3), torch.tensor([0.02, 1, 0.01])
+    return {
+        "unrelated": (cloud, 0.4 * noise(50, 17, 3)),
+        "similar": (cloud, cloud + 0.05 * noise(50, 17, 3)),
+        "mirrored": (mirror * cloud, cloud),
+        "nearly mirrored": (mirror * cloud + 0.01 * noise(50, 17, 3), cloud),
+        "one planar": (cloud * flat, cloud),
+        "both planar": (cloud * flat, (cloud + 0.1 * noise(50, 17, 3)) * flat),
+        "thin": (cloud * thin, cloud * thin + 0.01 * noise(50, 17, 3)),
+        "on a line": (line, cloud),
+        "both on a line": (line, line + noise(50, 1, 3)),
+        "nearly on a line": (line + 1e-3 * noise(50, 17, 3), cloud),
+        "both nearly on a line": (line + 1e-4 * noise(50, 17, 3), line + 1e-4 * noise(50, 17, 3)),
+        "tiny": (1e-12 * cloud, 1e-12 * (cloud + 0.1 * noise(50, 17, 3))),
+        "tiny to large": (1e-12 * cloud, 1e6 * cloud),
+        "far away": (cloud + 100, cloud + 0.1 * noise(50, 17, 3) - 100),
+        "three points": (noise(50, 3, 3), noise(50, 3, 3)),
+        "equal singular values": (CORNERS.expand(1, 4, 3), CORNERS.expand(1, 4, 3)),
+    }
+
+
+@pytest.mark.parametrize("name", shapes(torch.Generator()))
+def test_the_closed_form_gives_what_the_svd_gives(name, generator):
+    source, target = shapes(generator)[name]
+    weights = torch.rand(source.shape[:-1], generator=generator, dtype=torch.float64)
+    for options in ({}, {"scale": False}, {"weights": weights}):
+        expected = aligned_by_svd(source.numpy(), target.numpy(), **{k: v.numpy() if k == "weights" else v for k, v in options.items()})
+        aligned = procrustes_align(source, target, **options)
+        unit = 1e6 if name == "tiny to large" else 1.0
+        assert (aligned - torch.from_numpy(expected)).abs().max() < 1e-9 * unit  # 1e-6 mm
+        with_gradient = procrustes_align(source.clone().requires_grad_(), target, **options)  # which takes the SVD
+        assert (aligned - with_gradient).abs().max() < 1e-9 * unit
+
+
+@pytest.mark.parametrize("name", ["both on a line", "equal singular values"])
+def test_where_the_rotation_is_free_it_is_still_a_rotation(name, generator):
+    source, _ = shapes(generator)[name]
+    target = source * torch.tensor([-1.0, 1, 1])
+    aligned = procrustes_align(source, target, scale=False)
+    assert torch.allclose(torch.cdist(aligned, aligned), torch.cdist(source, source), atol=1e-12)
+    best = aligned_by_svd(source.numpy(), target.numpy(), scale=False)
+    assert distance(aligned, target).tolist() == pytest.approx(np.linalg.norm(best - target.numpy(), axis=-1).mean(-1).tolist(), abs=1e-9)
+
+
+def test_single_precision_is_as_good_as_it_can_be(clouds):
+    source, target = clouds
+    assert (procrustes_align(source.float(), target.float()) - procrustes_align(source, target)).abs().max() < 2e-6
 
 
 @pytest.mark.parametrize("scale", [True, False])

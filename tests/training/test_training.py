@@ -17,7 +17,7 @@ import yaml
 from probpose import ProbPosePipeline
 from probpose.pipelines import D3DPPipeline
 from probpose.schedulers import D3DPScheduler
-from probpose.training import Trainer, TrainingConfig, train
+from probpose.training import AggregatorTrainer, Trainer, TrainingConfig, load_recipe, train
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "examples" / "train").glob("*.yaml"))
@@ -239,7 +239,7 @@ def test_existing_checkpoints(recipe, tmp_path):
 
 def test_only_the_same_recipe_is_resumed(recipe, tmp_path):
     train(recipe({"optim.steps": 2}))
-    with pytest.raises(ValueError, match=r"denoiser\.config\.width was 32, is 64; .*seed was 0, is 3") as caught:
+    with pytest.raises(ValueError, match=r"seed was 0, is 3; .*denoiser\.config\.width was 32, is 64") as caught:
         train(recipe({"denoiser.config.width": 64, "seed": 3}), resume=True)
     assert "optim.steps" not in str(caught.value)
     train(recipe({"optim.steps": 4, "checkpoint_every": 1, "evaluate_every": 3, "keep_checkpoints": 1}), resume=True)
@@ -378,13 +378,13 @@ def test_the_recipe_says_how_pipelines_are_saved(recipe, tmp_path):
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_the_recipes_of_the_examples_are_valid(path, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    config = TrainingConfig.load(path)
+    config = load_recipe(path)
     if not all(Path(archive).exists() for archive in config.data.paths):
         config.data.paths, config.data.source_weights = ["examples/data/tiny_mocap.npz"], None
     config.output_dir, config.mixed_precision = str(tmp_path / "run"), "no"
-    trainer = Trainer(config)
-    trainer.scheduler.set_timesteps(1)
-    assert trainer.training_windows[0]["pose"].shape == (trainer.denoiser.config.num_frames, 17, 3)
+    trainer = Trainer(config) if isinstance(config, TrainingConfig) else AggregatorTrainer(config)
+    denoiser = trainer.network if isinstance(trainer, Trainer) else trainer.pipe.denoiser
+    assert trainer.training_windows[0]["pose"].shape == (denoiser.config.num_frames, 17, 3)
     assert trainer.validation_windows is not None or path.stem != "tiny"
 
 

@@ -59,8 +59,8 @@ class PoseClip:
 
     @property
     def scored(self) -> Tensor:
-        """Frames that count `(frames,)`: valid ones whose root is known."""
-        known = torch.isfinite(self.root).all(-1)
+        """Frames that count `(frames,)`: valid ones whose positions are all known."""
+        known = torch.isfinite(self.positions_camera).flatten(1).all(-1)
         return known if self.valid is None else known & self.valid
 
     @property

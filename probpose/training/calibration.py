@@ -1,0 +1,171 @@
+"""Fitting a pipeline's uncertainty on motions that its networks were not trained on.
+
+Half of the clips kept out fit the recalibration of the hypotheses and the scale of a learned aggregator's uncertainty. The other half
+measure both, and fit the conformal radius, whose promise holds only for cases that had no part in what it scales.
+"""
+
+from __future__ import annotations
+
+import zlib
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from probpose.calibration import Recalibration, coverage_curve, ece_of_curve, energy_score, fit_conformal, sharpness
+from probpose.pipelines import ProbPosePipeline
+
+from .aggregator import SAMPLING_BATCH, canonical_camera, draw_samples, held_out_windows
+from .config import DataConfig
+from .loop import split_clips
+
+FRAMES_APART = 8  # neighbouring frames say the same
+
+
+@dataclass(frozen=True)
+class CalibrationReport:
+    """What calibration did, measured on clips that had no part in it except for the radius.
+
+    Args:
+        curves: coverage `(21, joints)` of the hypotheses as "sampled" and "recalibrated".
+        numbers: for both, `ece`, `sharpness_mm` and `energy_score_mm`.
+        uncertainty_ratio: root-mean-square error of the pose over its uncertainty `(joints,)`; 1 is right.
+        radius_mm: mean conformal radius.
+        clips, windows: how many were used, both halves together.
+    """
+
+    curves: dict[str, Tensor]
+    numbers: dict[str, dict[str, float]]
+    uncertainty_ratio: Tensor
+    radius_mm: float
+    clips: int
+    windows: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain Python types; without the curves of single joints."""
+        return {
+            "clips": self.clips,
+            "windows": self.windows,
+            "numbers": self.numbers,
+            "median_joint_coverage": {name: curve.median(1).values.tolist() for name, curve in self.curves.items()},
+            "uncertainty_ratio": self.uncertainty_ratio.tolist(),
+            "radius_mm": self.radius_mm,
+        }
+
+    def to_text(self) -> str:
+        rows = [f"{'':<14}{'ECE':>8}{'sharpness mm':>14}{'energy score mm':>17}"]
+        rows += [f"{k:<14}{v['ece']:>8.3f}{v['sharpness_mm']:>14.1f}{v['energy_score_mm']:>17.1f}" for k, v in self.numbers.items()]
+        return "\n".join(
+            [
+                f"{self.windows} windows of {self.clips} clips kept out of training; measured on half of them",
+                *rows,
+                f"error over uncertainty of the pose: {self.uncertainty_ratio.mean():.2f}; mean conformal radius {self.radius_mm:.0f} mm",
+            ]
+        )
+
+
+def calibrate(
+    pipe: ProbPosePipeline,
+    data: DataConfig,
+    *,
+    windows: int = 1024,
+    mode: str = "radial",
+    coverage: float = 0.9,
+    num_hypotheses: int | None = None,
+    max_batch_size: int = 640,
+    seed: int = 0,
+    mixed_precision: bool = False,
+) -> CalibrationReport:
+    """Give a pipeline a `Recalibration` (its component `calibrator`) and scale its aggregator's uncertainty.
+
+    Args:
+        pipe: the pipeline, changed in place.
+        data: archives, held-out share and augmentations, as in the recipe that it was trained by: the clips kept out are the same.
+        windows: how many windows are drawn from the clips kept out.
+        mode: what is adapted; see `Recalibration`.
+        coverage: of the conformal radius.
+        num_hypotheses: how many are drawn; best as many as will be used. Default: the pipeline's.
+        max_batch_size: as in the pipeline's call.
+        seed: of the windows and hypotheses.
+        mixed_precision: sample under bfloat16 autocast, which halves the time.
+
+    Raises:
+        ValueError: no clips kept out, or too few windows.
+    """
+    _, held_out = split_clips(data)
+    if held_out is None or len(held_out) < 2:
+        raise ValueError(f"data.validation_share: {data.validation_share} keeps too few clips out of training to calibrate on")
+    if windows < 64:
+        raise ValueError(f"windows must be at least 64, got {windows}")
+    settings = pipe.settings(num_hypotheses=num_hypotheses)
+    autocast = (lambda: torch.autocast(pipe.device.type, torch.bfloat16)) if mixed_precision else nullcontext
+    halves = []
+    for half, purpose in enumerate(("fit", "measure")):
+        clips = held_out.select(lambda name, half=half: zlib.crc32(f"half {name}".encode()) % 2 == half)
+        rendered = held_out_windows(data, pipe, clips, windows // 2, seed + half)
+        samples = draw_samples(pipe, rendered, settings.num_hypotheses, max_batch_size, autocast, f"sampling to {purpose}")
+        halves.append(_Cases.of(pipe, samples))
+    fit, measure = halves
+
+    if fit.predicted is not None:
+        scale = _root_mean_square(fit.error / fit.predicted)
+        pipe.aggregator.uncertainty_scale *= scale.to(pipe.aggregator.uncertainty_scale)
+        measure.predicted *= scale
+    record = {name: getattr(settings, name) for name in settings.__dataclass_fields__ if name != "eta"}
+    record |= {"clips": len(held_out), "windows": windows, "seed": seed}
+    joints, aggregation = fit.target.shape[-2], pipe.config.default_aggregation
+    calibrator = Recalibration(joints, mode, coverage=coverage, aggregation=aggregation, fitted_with=record)
+    calibrator.fit(fit.hypotheses, fit.target)
+
+    sets = {"sampled": measure.hypotheses, "recalibrated": calibrator(measure.hypotheses)}
+    curves = {name: coverage_curve(hypotheses, measure.target) for name, hypotheses in sets.items()}
+    numbers = {
+        name: {"ece": ece_of_curve(curves[name]), "sharpness_mm": sharpness(h), "energy_score_mm": energy_score(h, measure.target)}
+        for name, h in sets.items()
+    }
+    uncertainty = measure.predicted
+    if uncertainty is None:
+        uncertainty = (sets["recalibrated"] - measure.pose).square().sum(-1).mean(0).sqrt()
+    ratio = torch.where(measure.error > 0, measure.error / uncertainty.clamp_min(1e-9), 0.0)
+    # Frames of one window are alike, those of different windows are drawn alike: one of each.
+    frame = torch.randint(measure.per_window, (windows // 2,), generator=torch.Generator().manual_seed(seed))
+    calibrator.radius_factor[:] = fit_conformal(ratio[torch.arange(windows // 2) * measure.per_window + frame], coverage=coverage)
+    pipe.register_modules(calibrator=calibrator.eval())
+    radius_mm = 1000 * calibrator.radius(uncertainty).mean().item()
+    return CalibrationReport(curves, numbers, _root_mean_square(ratio), radius_mm, len(held_out), windows)
+
+
+@dataclass
+class _Cases:
+    """Frames of windows: hypotheses `(K, cases, joints, 3)`, target, pose and its error, the uncertainty that an aggregator predicts."""
+
+    hypotheses: Tensor
+    target: Tensor
+    pose: Tensor
+    error: Tensor
+    predicted: Tensor | None
+    per_window: int
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, pipe: ProbPosePipeline, samples: dict[str, Tensor]) -> _Cases:
+        aggregator = pipe.choose_aggregator(pipe.config.default_aggregation or "mean")
+        learned, camera, parts = aggregator is getattr(pipe, "aggregator", None), canonical_camera(pipe), []
+        for first in range(0, len(samples["pose"]), SAMPLING_BATCH):
+            batch = {name: value[first : first + SAMPLING_BATCH].float() for name, value in samples.items()}
+            arguments = (batch["keypoints_2d"], camera, batch["root"] if learned else None, batch["confidence"])
+            out = aggregator(batch["hypotheses"], *arguments)
+            parts.append([value[:, ::FRAMES_APART] for value in (batch["pose"], out.pose, out.uncertainty)])
+        target, pose, predicted = (torch.cat(values).flatten(0, 1) for values in zip(*parts))
+        hypotheses = samples["hypotheses"][:, :, ::FRAMES_APART].float()
+        per_window = hypotheses.shape[2]
+        hypotheses = hypotheses.transpose(0, 1).flatten(1, 2)
+        return cls(hypotheses, target, pose, (pose - target).norm(dim=-1), predicted if learned else None, per_window)
+
+
+def _root_mean_square(ratio: Tensor) -> Tensor:
+    """Per joint `(joints,)`; 1 where there is no error, like the root."""
+    value = ratio.square().mean(0).sqrt()
+    return torch.where(value > 0, value, 1.0)
