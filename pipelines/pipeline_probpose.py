@@ -142,6 +142,27 @@ class ProbPosePipeline(DiffusionPipeline):
             raise ValueError("calibrated=True needs a pipeline with a calibrator; `probpose calibrate` fits one")
         return able if calibrated is None else calibrated
 
+    def is_calibrated_for(self, aggregator: nn.Module | None) -> bool:
+        """Whether the calibrator knows a `radius` about this aggregator's poses."""
+        calibrator = getattr(self, "calibrator", None)
+        if calibrator is None or aggregator is None or calibrator.radius_factor.isnan().any():
+            return False
+        fitted_for = calibrator.config.aggregation
+        return aggregator is self.aggregator if fitted_for == "attention" else type(aggregator) is AGGREGATORS.get(fitted_for)
+
+    def promise(self, aggregated: Any, recalibrated: Tensor, aggregator: nn.Module) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Pose, uncertainty and conformal radius of a calibrated call.
+
+        Args:
+            aggregated: what the aggregator made of the hypotheses as sampled.
+            recalibrated: the hypotheses after the calibrator.
+            aggregator: the aggregator. A learned one knows its uncertainty; that of others is the spread about their pose.
+        """
+        learned = aggregator is getattr(self, "aggregator", None)
+        uncertainty = aggregated.uncertainty if learned else _radius_of(recalibrated, aggregated.pose)
+        radius = self.calibrator.radius(uncertainty) if self.is_calibrated_for(aggregator) else None
+        return aggregated.pose, uncertainty, radius
+
     def prepare_inputs(
         self,
         keypoints_2d: Any,
@@ -210,13 +231,9 @@ class ProbPosePipeline(DiffusionPipeline):
             learned = aggregator is getattr(self, "aggregator", None)
             # Others treat a root that was given and one that they have to estimate differently.
             out = aggregator(sampled, inputs.keypoints_2d, inputs.camera, root if learned else inputs.root, inputs.confidence, fps)
-            pose, uncertainty = out.pose, out.uncertainty
-            if not (calibrated and learned):
-                uncertainty = (hypotheses - pose[:, None]).square().sum(-1).mean(1).sqrt()
+            pose, uncertainty = out.pose, _radius_of(hypotheses, out.pose)
             if calibrated:
-                fitted_for = self.calibrator.config.aggregation
-                if learned if fitted_for == "attention" else type(aggregator) is AGGREGATORS.get(fitted_for):
-                    radius = self.calibrator.radius(uncertainty)
+                _, uncertainty, radius = self.promise(out, hypotheses, aggregator)
         values = [hypotheses, pose, uncertainty, root, radius]
         if not inputs.batched:
             values = [None if v is None else v[0] for v in values]
@@ -285,6 +302,11 @@ class ProbPosePipeline(DiffusionPipeline):
         if (root[..., 2] <= 0).any():
             raise ValueError(f"root must lie in front of the camera (z > 0 metres), but its smallest z is {root[..., 2].min().item():.3g}")
         return root
+
+
+def _radius_of(hypotheses: Tensor, pose: Tensor) -> Tensor:
+    """Root-mean-square distance of the hypotheses from a pose `(batch, frames, joints)`."""
+    return (hypotheses - pose[:, None]).square().sum(-1).mean(1).sqrt()
 
 
 def as_tensor(value: Any, name: str) -> Tensor:

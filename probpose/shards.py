@@ -37,7 +37,7 @@ import numpy as np
 
 from probpose.files import replacing
 
-__all__ = ["FORMATS", "Column", "ShardedRun", "read_shards"]
+__all__ = ["FORMATS", "Column", "ShardedRun", "read_shards", "seed_of"]
 
 FORMATS = ("npz", "parquet")
 
@@ -45,6 +45,11 @@ _OWN = re.compile(r"run\.json|manifest\.json|shard-\d+\.(json|npz|parquet)")
 _UNFINISHED = re.compile(r"\.(run|manifest|shard-\d+)-[0-9a-f]{8}\.(json|npz|parquet)")
 
 Arrays = Mapping[str, Any]
+
+
+def seed_of(seed: int, name: str) -> int:
+    """A random seed for one item of a run, which depends on nothing but the run's seed and the item's name."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7], "big")
 
 
 @dataclass(frozen=True)

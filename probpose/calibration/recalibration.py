@@ -75,7 +75,8 @@ class Recalibration(ModelMixin, ConfigMixin):
             raise ValueError(f"hypotheses must have shape (..., num_hypotheses, frames, {joints}, 3), got {tuple(hypotheses.shape)}")
         centre = hypothesis_centre(hypotheses.movedim(-4, 0)).unsqueeze(-4)
         offset = hypotheses - centre
-        return centre + self._factor(offset.norm(dim=-1))[..., None] * offset
+        factor = self._factor(offset.float().norm(dim=-1))  # half precision has no room for squares of millimetres
+        return centre + factor[..., None].to(offset) * offset
 
     def radius(self, uncertainty: Tensor) -> Tensor:
         """Radius in metres about the aggregated pose that holds the truth in a share `config.coverage` of the cases.
@@ -98,8 +99,14 @@ class Recalibration(ModelMixin, ConfigMixin):
             target: `(cases, joints, 3)`.
 
         Raises:
-            ValueError: fewer than two hypotheses, or fewer than 200 cases.
+            ValueError: shapes that do not fit, fewer than two hypotheses, or fewer than 200 cases.
         """
+        shape = (*target.shape[:1], self.config.num_joints, 3)
+        if hypotheses.ndim != 4 or hypotheses.shape[1:] != shape or target.shape != shape:
+            raise ValueError(
+                f"a fit needs hypotheses (num_hypotheses, cases, {shape[1]}, 3) and a target (cases, {shape[1]}, 3), "
+                f"got {tuple(hypotheses.shape)} and {tuple(target.shape)}"
+            )
         count, cases = hypotheses.shape[:2]
         if count < 2 or cases < 200:
             raise ValueError(f"a fit needs at least 2 hypotheses and 200 cases, got {count} and {cases}")
@@ -131,16 +138,17 @@ class Recalibration(ModelMixin, ConfigMixin):
         reached = level.clamp(0.5 / count, 1 - 1 / count).to(error)
         self.knot[joint] = torch.quantile((distance / spread).median(1).values, level.to(distance))
         for _ in range(4):
-            factor = self._factor(distance[..., None].expand(-1, -1, self.config.num_joints))[..., joint]
+            factor = self._factor(distance[..., None], slice(joint, joint + 1))[..., 0]
             moved = torch.quantile(distance * factor, level.to(distance), dim=0)
             stretch = torch.stack([torch.quantile(error / m.clamp_min(1e-6), q) for m, q in zip(moved, reached)])
             self.shape[joint] *= stretch.clamp(0.1, 10)
 
-    def _factor(self, distance: Tensor) -> Tensor:
-        """Factor for every distance `(..., num_hypotheses, frames, joints)`."""
+    def _factor(self, distance: Tensor, joints: slice = slice(None)) -> Tensor:
+        """Factor for every distance `(..., num_hypotheses, frames, joints)` of these joints."""
         spread = _root_mean_square(distance, dim=-3).unsqueeze(-3)
         relative = distance / spread.clamp_min(1e-9)
-        return _interpolate(spread, self.level, self.scale) * _interpolate(relative, self.knot, self.shape)
+        scale = _interpolate(spread, self.level[joints], self.scale[joints])
+        return scale * _interpolate(relative, self.knot[joints], self.shape[joints])
 
 
 def _root_mean_square(distance: Tensor, dim: int = 0) -> Tensor:

@@ -19,7 +19,9 @@ from .options import (
     Steps,
     app,
     epilog,
+    fingerprint,
     load_model,
+    own_device,
     parse_size,
     sampler_settings,
 )
@@ -112,13 +114,11 @@ def evaluate(
             return clips.subset(every=every)
 
         clips = processes.from_main(prepare)
-        from .sample import _fingerprint, _own_device
-
-        pipe = load_model(model, _own_device(device, processes.local_index))
+        pipe = load_model(model, own_device(device, processes.local_index))
         report = run(
             pipe, clips, protocol, camera=camera.value.replace("-", "_"), quirks=quirk or (), seed=seed, threads=threads,
             max_batch_size=max_batch_size, out=out, save_hypotheses=save_hypotheses, resume=resume, overwrite=overwrite and out is not None,
-            model=f"{model} ({_fingerprint(pipe)})", **sampler_settings(num_hypotheses, steps, flip, share_first_step),
+            model=f"{model} ({fingerprint(pipe)})", **sampler_settings(num_hypotheses, steps, flip, share_first_step),
         )  # fmt: skip
         if processes.is_main:
             _write(report, files, per_joint, overwrite)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 from enum import Enum
 from typing import Annotated, Any
 
@@ -94,3 +97,28 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
         return check_image_size(text.lower().replace("×", "x").split("x"))
     except ValueError:
         raise ValueError(f"the image size must be WIDTHxHEIGHT in pixels, e.g. 1920x1080, got {text!r}") from None
+
+
+def own_device(device: str, local_index: int) -> str:
+    """The device of one of several processes: each its own GPU."""
+    import torch
+
+    if device == "auto":
+        forced = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+        device = "cuda" if torch.cuda.is_available() and not forced else "cpu"
+    return f"cuda:{local_index % max(1, torch.cuda.device_count())}" if device == "cuda" else device
+
+
+def fingerprint(pipe: Any) -> str:
+    """A hash of the pipeline's settings and weights: a run must not be continued with another model of the same name."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, part in [("", pipe), *sorted(pipe.components.items())]:
+        config = {key: value for key, value in (getattr(part, "config", None) or {}).items() if not key.startswith("_")}
+        digest.update(f"{name} {json.dumps(config, sort_keys=True, default=str)}".encode())
+        if isinstance(part, torch.nn.Module):
+            for key, value in part.state_dict().items():
+                digest.update(key.encode())
+                digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]

@@ -14,7 +14,22 @@ from torch import Tensor
 from probpose.aggregation import get_aggregator
 from probpose.calibration import coverage_curve, energy_score, sharpness
 from probpose.geometry import Camera, procrustes_align, reprojection_error, select_by_reprojection
-from probpose.metrics import acceleration_error, auc, j_best, joint_groups, mpjpe, mpjve, p_best, pck
+from probpose.metrics import (
+    acceleration_error,
+    auc,
+    bone_length_deviation,
+    j_best,
+    joint_groups,
+    joint_limit_violations,
+    mpjpe,
+    mpjve,
+    p_best,
+    pck,
+    structure_centres,
+    structure_scores,
+    symmetry_error,
+)
+from probpose.skeletons import get_skeleton
 
 from .protocols import EPIPOLAR_JOINTS, SETTINGS, Protocol
 
@@ -30,6 +45,8 @@ class Sample:
         hypotheses: `(windows, num_hypotheses, frames, joints, 3)` metres, relative to the root.
         recalibrated: the same after the pipeline's calibrator, or None.
         attention: `(windows, frames, joints, 3)` metres, the pose that the pipeline's learned aggregator makes, or None.
+        default: what a calibrated call gives by default, or None: pose `(windows, frames, joints, 3)`, uncertainty and conformal radius
+            `(windows, frames, joints)`, metres.
         truth: `(windows, frames, joints, 3)` metres, relative to the root; NaN = not known.
         scored: `(windows, frames)` frames that count.
         true_root, root: `(windows, frames, 3)` metres, the true trajectory and the pipeline's.
@@ -43,6 +60,7 @@ class Sample:
     hypotheses: Tensor
     recalibrated: Tensor | None
     attention: Tensor | None
+    default: tuple[Tensor, Tensor, Tensor] | None
     truth: Tensor
     scored: Tensor
     true_root: Tensor
@@ -159,7 +177,9 @@ def measure(sample: Sample, protocol: Protocol) -> tuple[dict[str, float], dict[
     for suffix, kind, hypotheses in (("", "raw", sample.hypotheses), ("_calibrated", "recalibrated", sample.recalibrated)):
         if hypotheses is not None and hypotheses.shape[1] > 1:
             scores, coverage[kind] = _calibration(sample, hypotheses)
-            values |= {f"{name}{suffix}": value for name, value in scores.items()}
+            values |= {f"{name}{suffix}": value for name, value in (scores | _plausibility(sample, hypotheses)).items()}
+    if sample.default is not None:
+        values |= _promises(sample, *sample.default)
     return values, per_joint, coverage
 
 
@@ -239,3 +259,28 @@ def _calibration(sample: Sample, hypotheses: Tensor) -> tuple[dict[str, float], 
     released: dict[str, Any] = {"single_frame": "released"} if "single_frame_ece" in sample.quirks else {}
     scores = {"sharpness": sharpness(frames, mask=mask), "energy_score": energy_score(frames, target, mask=mask)}
     return scores, coverage_curve(frames, target, mask=mask, **released).tolist()
+
+
+def _plausibility(sample: Sample, hypotheses: Tensor) -> dict[str, float]:
+    """Whether hypotheses are bodies, as far as the skeleton lets us tell."""
+    frames, known = hypotheses.transpose(0, 1).flatten(1, 2), sample.known.flatten(0, 1)
+    skeleton = get_skeleton(sample.skeleton)
+    values = {"bones": bone_length_deviation(frames, skeleton.bones, known)}
+    if skeleton.flip_pairs:
+        values["symmetry"] = symmetry_error(frames, skeleton.bones, skeleton.flip_pairs, known)
+    whole = known.all(-1)
+    if sample.skeleton == "h36m_17" and whole.any():
+        values["limits"] = joint_limit_violations(frames, mask=known)
+        values["pss"] = structure_scores(frames[:, whole], sample.target.flatten(0, 1)[whole], structure_centres(50))["expected"]
+    return values
+
+
+def _promises(sample: Sample, pose: Tensor, uncertainty: Tensor, radius: Tensor) -> dict[str, float]:
+    counted = sample.counted.clone()
+    counted[..., sample.root_index] = False  # which is right by definition
+    error = torch.linalg.vector_norm(pose.double() - sample.target, dim=-1)[counted]
+    return {
+        "within_uncertainty": 100 * (error <= uncertainty[counted]).double().mean().item(),
+        "within_radius": 100 * (error <= radius[counted]).double().mean().item(),
+        "radius": 1000 * radius[counted].mean().item(),
+    }

@@ -55,11 +55,30 @@ METRICS: dict[str, Metric] = {
     "signed_miscalibration": Metric("Signed", "mean of coverage minus quantile; below zero: too sure", 3),
     "sharpness": Metric("Sharp", "mean distance of the hypotheses from their median, mm"),
     "energy_score": Metric("Energy", "energy score, a proper score of the whole distribution, mm"),
+    "bones": Metric("Bones", "standard deviation over time of the hypotheses' bone lengths, mm"),
+    "symmetry": Metric("Sym", "difference between left and right bone lengths of the hypotheses, mm"),
+    "limits": Metric("Limits", "limbs of the hypotheses that bend further than bodies can, percent", 2),
+    "pss": Metric("PSS@50", "hypotheses in the cluster of the true pose (pose structure score), percent"),
+    "within_uncertainty": Metric("< Uncert", "joints of the aggregated pose nearer to the truth than its uncertainty, percent"),
+    "within_radius": Metric("< Radius", "joints of the aggregated pose within its conformal radius of the truth, percent"),
+    "radius": Metric("Radius", "mean conformal radius, mm"),
 }  # fmt: skip
-"""Every number that a report can hold. Calibration numbers come again with `_calibrated`, after the pipeline's calibrator."""
+"""Every number that a report can hold. Those of the hypotheses come again with `_calibrated`, after the pipeline's calibrator."""
 
-CALIBRATION = ("ece", "signed_miscalibration", "sharpness", "energy_score")
-METRICS |= {f"{name}_calibrated": METRICS[name]._replace(meaning=f"{METRICS[name].meaning}, recalibrated") for name in CALIBRATION}
+OF_HYPOTHESES = {
+    "calibration": ("ece", "signed_miscalibration", "sharpness", "energy_score"),
+    "plausibility": ("bones", "symmetry", "limits", "pss"),
+}
+"""Tables about the hypotheses rather than a pose made of them; every report has them."""
+
+OF_UNCERTAINTY = ("within_uncertainty", "within_radius", "radius")
+"""About the uncertainty of the pose that the pipeline's default aggregator makes, root joint apart; of pipelines with a calibrator."""
+
+METRICS |= {
+    f"{name}_calibrated": METRICS[name]._replace(meaning=f"{METRICS[name].meaning}, recalibrated")
+    for names in OF_HYPOTHESES.values()
+    for name in names
+}
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What original repositories do differently

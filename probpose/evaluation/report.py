@@ -15,7 +15,7 @@ import numpy as np
 from probpose.calibration import ece_of_curve
 from probpose.skeletons import get_skeleton
 
-from .protocols import CALIBRATION, METRICS, SETTINGS, Block, Protocol
+from .protocols import METRICS, OF_HYPOTHESES, OF_UNCERTAINTY, SETTINGS, Block, Protocol
 
 QUANTILES = [number / 20 for number in range(21)]
 """Levels of the coverage curves."""
@@ -89,11 +89,11 @@ class EvaluationReport:
 
     @cached_property
     def metrics(self) -> tuple[str, ...]:
-        """Keys of `METRICS` that this report holds, calibration last."""
+        """Keys of `METRICS` that this report holds, those of the distribution last."""
         found = {name for result in self.results for name, value in result.errors.items() if not math.isnan(value)}
         found |= {name for name in METRICS if name in self._rows["all"]}
-        calibration = [f"{name}{suffix}" for suffix in ("", "_calibrated") for name in CALIBRATION]
-        return tuple(name for name in (*self.protocol.metrics, *calibration) if name in found)
+        others = [f"{name}{suffix}" for suffix in ("", "_calibrated") for names in OF_HYPOTHESES.values() for name in names]
+        return tuple(name for name in (*self.protocol.metrics, *others, *OF_UNCERTAINTY) if name in found)
 
     def groups(self, level: str | None = None) -> dict[str, dict[str, float]]:
         """The numbers of all groups: first "average" (protocols that average over groups), then "all" frames, then the groups.
@@ -200,8 +200,11 @@ class EvaluationReport:
         tables = [self._block(block, rows) for block in self.protocol.blocks if set(block.metrics) & set(self.metrics)]
         if self.protocol.joint_groups:
             tables += [table for name in ("pck", "auc") if len((table := self._joint_groups(name)).rows)]
-        if self._calibration_kinds:
-            tables.append(self._calibration_table())
+        tables += [table for title in OF_HYPOTHESES if (table := self._hypotheses(title)).rows]
+        if "radius" in self.metrics:
+            final = self._rows["average" if self.protocol.mean_of_groups else "all"]
+            headings = [METRICS[name].heading for name in OF_UNCERTAINTY]
+            tables.append(Table(["uncertainty", *headings], [["pose", *(_cell(name, final) for name in OF_UNCERTAINTY)]]))
         if per_joint:
             tables += [table for block in self.protocol.blocks if (table := self._joints(block)) is not None]
         return tables
@@ -275,15 +278,12 @@ class EvaluationReport:
         lines = [[METRICS[name].heading, *(_cell(name, final, f"/{group}") for group in names), _cell(name, final)] for name in metrics]
         return Table(header, lines)
 
-    @property
-    def _calibration_kinds(self) -> dict[str, str]:
-        """Row name to the suffix of its keys."""
-        return {kind: suffix for kind, suffix in (("raw", ""), ("recalibrated", "_calibrated")) if f"ece{suffix}" in self.metrics}
-
-    def _calibration_table(self) -> Table:
+    def _hypotheses(self, title: str) -> Table:
         final = self._rows["average" if self.protocol.mean_of_groups else "all"]
-        lines = [[kind, *(_cell(f"{name}{suffix}", final) for name in CALIBRATION)] for kind, suffix in self._calibration_kinds.items()]
-        return Table(["calibration", *(METRICS[name].heading for name in CALIBRATION)], lines)
+        names = [name for name in OF_HYPOTHESES[title] if name in self.metrics]
+        kinds = {"raw": "", "recalibrated": "_calibrated"} if names else {}
+        lines = [[kind, *(_cell(f"{name}{s}", final) for name in names)] for kind, s in kinds.items() if f"{names[0]}{s}" in self.metrics]
+        return Table([title, *(METRICS[name].heading for name in names)], lines)
 
     def _joints(self, block: Block) -> Table | None:
         final = self.joint_means()["average" if self.protocol.mean_of_groups else "all"]

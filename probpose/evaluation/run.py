@@ -9,11 +9,11 @@ Under `accelerate launch` or `torchrun` the clips are shared out among the proce
 
 from __future__ import annotations
 
-import hashlib
+import atexit
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from probpose.geometry import h36m_camera, root_of_hypotheses
 from probpose.pipelines import ProbPosePipeline
 from probpose.pipelines.windows import window_starts
 from probpose.processes import Processes, started_together
-from probpose.shards import Column, ShardedRun, read_shards
+from probpose.shards import Column, ShardedRun, read_shards, seed_of
 from probpose.skeletons import convert, convert_with_confidence, get_skeleton
 
 from .measure import Sample, measure
@@ -122,7 +122,8 @@ def evaluate(
     if hasattr(pipe, "count_passes"):
         pipe.count_passes(1, **arguments)  # refuses wrong settings at once
     job = _Job(pipe, protocol, camera == "known", arguments, options, quirks, seed, max_batch_size)
-    with _processes() as processes, _threads(threads or (1 if processes.count > 1 else None)), _silent(pipe):
+    processes = _processes()
+    with _threads(threads or (1 if processes.count > 1 else None)), _silent(pipe):
         bar = partial(tqdm, desc=dataset.name, unit="clip", disable=not progress or not processes.is_main)
         if out is None:
             share = dataset.clips[processes.index :: processes.count]
@@ -217,7 +218,7 @@ class _Job:
 
     def _layout(self, clip: PoseClip) -> tuple[Tensor, Tensor]:
         """Frames of the clip as they go through the pipeline, `(windows, frames)`, and which of them count."""
-        scored = torch.isfinite(clip.root).all(-1) if "count_invalid_frames" in self.quirks else clip.scored
+        scored = replace(clip, valid=None).scored if "count_invalid_frames" in self.quirks else clip.scored
         frames, length = torch.arange(len(clip)), len(clip)
         if not {"published_windows", "drop_tails"} & set(self.quirks):
             return frames[None], scored[None]
@@ -251,7 +252,7 @@ class _Job:
             skeleton=clip.skeleton,
             **self.sampler,
             aggregation=None,
-            generator=[torch.Generator().manual_seed(_clip_seed(self.seed, name)) for name in names],
+            generator=[torch.Generator().manual_seed(seed_of(self.seed, name)) for name in names],
             fps=clip.fps,
             max_batch_size=self.max_batch_size,
             **({} if calibrator is None else {"calibrated": False}),
@@ -265,19 +266,25 @@ class _Job:
             confidence[..., list(pipe.config.get("hidden_when_converted") or ())] = 0
         keypoints = torch.where((confidence > 0)[..., None], keypoints, torch.nan)
         root = root_of_hypotheses(hypotheses, keypoints, camera, confidence, clip.fps) if out.root is None else out.root.cpu()
-        attention = recalibrated = None
+        attention = recalibrated = default = learned = None
         with torch.no_grad():
+            pixels, place, trust = (value.to(out.hypotheses.device) for value in (keypoints, root, confidence))
             if aggregator is not None:
-                pixels, place, trust = (value.to(out.hypotheses.device) for value in (keypoints, root, confidence))
-                attention = aggregator(out.hypotheses, pixels, out.camera, place, trust, clip.fps).pose.cpu()
+                learned = aggregator(out.hypotheses, pixels, out.camera, place, trust, clip.fps)
+                attention = learned.pose.cpu()
             if calibrator is not None:
                 recalibrated = calibrator(out.hypotheses).cpu()
+                chosen = pipe.choose_aggregator("default")
+                if pipe.is_calibrated_for(chosen):
+                    made = learned if chosen is aggregator else chosen(out.hypotheses, pixels, out.camera, None, trust, clip.fps)
+                    default = tuple(value.cpu() for value in pipe.promise(made, calibrator(out.hypotheses), chosen))
         positions = convert(clip.positions_camera, clip.skeleton, pipe.skeleton)[frames]
         true_root = positions[:, :, pipe.root_index]
         sample = Sample(
             hypotheses=hypotheses,
             recalibrated=recalibrated,
             attention=attention,
+            default=default,
             truth=positions - true_root[:, :, None],
             scored=scored & torch.isfinite(true_root).all(-1),
             true_root=true_root,
@@ -292,10 +299,6 @@ class _Job:
             quirks=self.quirks,
         )
         return sample, seconds
-
-
-def _clip_seed(seed: int, name: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7], "big")
 
 
 def _as_published(clip: PoseClip, quirks: tuple[str, ...]) -> PoseClip:
@@ -328,16 +331,16 @@ def _through_the_camera_of(clip: PoseClip, subject: str) -> PoseClip:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _processes() -> Iterator[Processes]:
+def _processes() -> Processes:
     """Those of the process group that the program already has, or else of the launch."""
     import torch.distributed as dist
 
     if dist.is_available() and dist.is_initialized():
-        yield Processes(dist.get_rank(), dist.get_world_size())
-    else:
-        with started_together() as processes:
-            yield processes
+        return Processes(dist.get_rank(), dist.get_world_size())
+    together = ExitStack()
+    processes = together.enter_context(started_together())
+    atexit.register(together.close)  # not earlier: a group cannot safely be made again for the next call
+    return processes
 
 
 def _gathered(results: list[ClipResult], processes: Processes) -> list[ClipResult]:

@@ -113,10 +113,10 @@ class AttentionAggregator(AttentionBackendMixin, ModelMixin, ConfigMixin):
             raise ValueError(f"hypotheses must have shape (batch, num_hypotheses, frames, {joints}, 3), got {tuple(hypotheses.shape)}")
         if keypoints_2d is None or camera is None:
             raise ValueError("AttentionAggregator compares reprojections: it needs keypoints_2d and camera")
+        hypotheses = hypotheses.float()  # geometry is too much for half precision
         seen = torch.isfinite(keypoints_2d).all(-1)
         confidence = seen.to(hypotheses) if confidence is None else torch.where(seen, confidence, 0.0).to(hypotheses)
-        if root is None:
-            root = root_of_hypotheses(hypotheses, keypoints_2d, camera, confidence, fps)
+        root = root_of_hypotheses(hypotheses, keypoints_2d, camera, confidence, fps) if root is None else root.to(hypotheses)
         hypothesis, joint, turn, spread = self._features(hypotheses, keypoints_2d, camera, root, confidence)
         frames = max(1, MAX_TOKENS // (hypotheses.shape[1] * joints))
         pieces = [self._attend(h, j) for h, j in zip(hypothesis.split(frames, dim=1), joint.split(frames, dim=1))]

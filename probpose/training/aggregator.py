@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -40,19 +41,26 @@ class AggregatorTrainer(TrainingLoop):
         self.pipe = ProbPosePipeline.from_pretrained(config.pipeline).to(self.accelerator.device)
         self.pipe.set_progress_bar_config(disable=True)
         network = build_component(probpose.models, config.aggregator, "aggregator", takes="hypotheses")
-        if network.config.skeleton != self.pipe.skeleton:
-            raise ValueError(f"aggregator.config.skeleton: {network.config.skeleton}, but the pipeline produces {self.pipe.skeleton}")
+        made_for, produced = (
+            (network.config.num_joints, network.config.skeleton),
+            (self.pipe.denoiser.config.num_joints, self.pipe.skeleton),
+        )
+        if made_for != produced:
+            raise ValueError(
+                f"aggregator.config.num_joints, skeleton: made for {made_for[0]} joints of {made_for[1]}, "
+                f"but the pipeline produces {produced[0]} of {produced[1]}"
+            )
         if config.optim.fewest_hypotheses > config.samples.num_hypotheses:
             raise ValueError(
                 f"optim.fewest_hypotheses: {config.optim.fewest_hypotheses}, but samples.num_hypotheses is {config.samples.num_hypotheses}"
             )
+        self.camera = canonical_camera(self.pipe).to(self.accelerator.device)
         clips, held_out = split_clips(config.data)
         window = self.pipe.denoiser.config.num_frames
         self.training_windows = windows_for(config.data, self.pipe.denoiser.config, clips, config.samples.windows, config.seed, window)
         self.validation_windows = None
         if held_out is not None:
             self.validation_windows = held_out_windows(config.data, self.pipe, held_out, config.evaluation_windows, config.seed + 1)
-        self.camera = canonical_camera(self.pipe).to(self.accelerator.device)
         return network
 
     def prepare(self) -> None:
@@ -61,13 +69,14 @@ class AggregatorTrainer(TrainingLoop):
             self.held_out = self._samples("validation", self.validation_windows)
 
     def _samples(self, name: str, windows: TrainingWindows) -> dict[str, Tensor]:
-        """Windows with their hypotheses, from the file that this run has written, or drawn anew."""
+        """Windows with their hypotheses, from the file that this recipe has written, or drawn anew."""
         path = self.output_dir / f"samples-{name}.safetensors"
-        if self.accelerator.is_main_process and (self.overwrite or not path.is_file()):
+        origin = f"{len(windows)} windows of {self.config.model_dump_json(include={'pipeline', 'data', 'samples', 'seed'})}"
+        if self.accelerator.is_main_process and (self.overwrite or _origin(path) != origin):
             samples = draw_samples(self.pipe, windows, self.config.samples.num_hypotheses, self.config.samples.max_batch_size,
                                    autocast=self.accelerator.autocast, description=f"sampling for {name}")  # fmt: skip
             with replacing(path, overwrite=True) as unfinished:
-                save_file(samples, unfinished)
+                save_file(samples, unfinished, metadata={"origin": origin})
         self.accelerator.wait_for_everyone()
         return load_file(path)
 
@@ -114,12 +123,20 @@ class AggregatorTrainer(TrainingLoop):
         return {name: torch.cat([e.flatten() for e in values]).mean().item() for name, values in errors.items()}
 
     def save_pipeline(self, folder: Path) -> None:
-        self.pipe.register_modules(aggregator=self.network)
+        self.pipe.register_modules(aggregator=self.network, calibrator=None)  # one that was there knows nothing of this aggregator
         self.pipe.register_to_config(default_aggregation="attention")
         self.pipe.save_pretrained(folder)
 
     def _aggregate(self, network: Any, batch: dict[str, Tensor], hypotheses: Tensor) -> tuple[Tensor, ...]:
         return network(hypotheses, batch["keypoints_2d"], self.camera, batch["root"], batch["confidence"], return_dict=False)
+
+
+def _origin(path: Path) -> str | None:
+    """What samples were drawn from, if there are any."""
+    if not path.is_file():
+        return None
+    with safe_open(path, framework="pt") as file:
+        return (file.metadata() or {}).get("origin")
 
 
 def held_out_windows(data: DataConfig, pipe: ProbPosePipeline, clips: MocapClips, count: int, seed: int) -> TrainingWindows:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probpose.calibration import Recalibration, coverage_curve, ece_of_curve, energy_score, fit_conformal, sharpness
+from probpose.calibration import Recalibration, coverage_curve, ece_of_curve, energy_score, fit_conformal, one_frame_per_clip, sharpness
 from probpose.pipelines import ProbPosePipeline
 
 from .aggregator import SAMPLING_BATCH, canonical_camera, draw_samples, held_out_windows
@@ -129,9 +129,9 @@ def calibrate(
     if uncertainty is None:
         uncertainty = (sets["recalibrated"] - measure.pose).square().sum(-1).mean(0).sqrt()
     ratio = torch.where(measure.error > 0, measure.error / uncertainty.clamp_min(1e-9), 0.0)
-    # Frames of one window are alike, those of different windows are drawn alike: one of each.
-    frame = torch.randint(measure.per_window, (windows // 2,), generator=torch.Generator().manual_seed(seed))
-    calibrator.radius_factor[:] = fit_conformal(ratio[torch.arange(windows // 2) * measure.per_window + frame], coverage=coverage)
+    # Frames of one window are alike, those of different windows are drawn alike.
+    drawn = one_frame_per_clip(ratio, [measure.per_window] * (windows // 2), torch.Generator().manual_seed(seed))
+    calibrator.radius_factor[:] = fit_conformal(drawn, coverage=coverage)
     pipe.register_modules(calibrator=calibrator.eval())
     radius_mm = 1000 * calibrator.radius(uncertainty).mean().item()
     return CalibrationReport(curves, numbers, _root_mean_square(ratio), radius_mm, len(held_out), windows)

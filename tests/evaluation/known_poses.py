@@ -43,6 +43,12 @@ class Known:
 
     calibrator = aggregator = None
 
+    def choose_aggregator(self, aggregation):
+        return None
+
+    def is_calibrated_for(self, aggregator):
+        return False
+
     def __init__(self, data, shift, skeleton="h36m_17", window=None):
         self.skeleton = self.input_skeleton = skeleton
         self.root_index = get_skeleton(skeleton).root

@@ -124,7 +124,7 @@ def test_3dhp_scores_valid_frames_of_the_own_skeleton():
     for group in groups:
         assert rows["TS2"][f"auc_p_agg/{group}"] == pytest.approx(official["auc"][group], rel=1e-6)
     titles = [table.header[0] for table in report.tables()]
-    assert titles == ["MPJPE, mm", "PCK at 150 mm, %", "AUC, %", "PCK by joint, %", "AUC by joint, %", "calibration"]
+    assert titles == ["MPJPE, mm", "PCK at 150 mm, %", "AUC, %", "PCK by joint, %", "AUC by joint, %", "calibration", "plausibility"]
     assert report.tables()[0].header[1:] == ["TS1", "TS2", "Avg", "All frames"]
 
     wrong = run(data, shift, skeleton="mpi_inf_3dhp_17", quirks=["count_invalid_frames"])

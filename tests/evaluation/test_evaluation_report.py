@@ -40,7 +40,19 @@ def test_means_are_weighted_by_frames(report):
     assert report["j_best"] == rows["all"]["j_best"] <= min(report["p_best"], report["j_agg_true_root"])
     assert set(report.metrics) <= set(METRICS)
     every = ["p_agg", "j_agg", "j_agg_true_root", "weighted", "p_best", "j_best", "pa_mpjpe", "n_mpjpe", "mpjve", "acceleration"]
-    assert list(report.metrics) == [*every, "uncertainty", "root", "ece", "signed_miscalibration", "sharpness", "energy_score"]
+    assert list(report.metrics) == [
+        *every,
+        "uncertainty",
+        "root",
+        "ece",
+        "signed_miscalibration",
+        "sharpness",
+        "energy_score",
+        "bones",
+        "symmetry",
+        "limits",
+        "pss",
+    ]
 
 
 def test_joint_means_average_to_the_mean(report):
