@@ -270,7 +270,7 @@ def test_a_launcher_that_starts_one_process_only(run, recordings, tmp_path, monk
     monkeypatch.setenv("MASTER_PORT", "29500")
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     code, _, err = run(recordings, *batch(tmp_path / "out"))
-    assert code == 2 and "use torchrun --nproc-per-node COUNT" in err
+    assert code == 1 and "starts one process" in err and "torchrun --nproc-per-node COUNT" in err
 
 
 TOGETHER = """

@@ -18,6 +18,7 @@ from torch import Tensor
 from .coverage import hypothesis_centre
 
 MODES = ("scale", "joint", "level", "radial")
+FEWEST_CASES = 200
 
 
 class Recalibration(ModelMixin, ConfigMixin):
@@ -99,7 +100,7 @@ class Recalibration(ModelMixin, ConfigMixin):
             target: `(cases, joints, 3)`.
 
         Raises:
-            ValueError: shapes that do not fit, fewer than two hypotheses, or fewer than 200 cases.
+            ValueError: shapes that do not fit, fewer than two hypotheses, or fewer than `FEWEST_CASES`.
         """
         shape = (*target.shape[:1], self.config.num_joints, 3)
         if hypotheses.ndim != 4 or hypotheses.shape[1:] != shape or target.shape != shape:
@@ -108,8 +109,8 @@ class Recalibration(ModelMixin, ConfigMixin):
                 f"got {tuple(hypotheses.shape)} and {tuple(target.shape)}"
             )
         count, cases = hypotheses.shape[:2]
-        if count < 2 or cases < 200:
-            raise ValueError(f"a fit needs at least 2 hypotheses and 200 cases, got {count} and {cases}")
+        if count < 2 or cases < FEWEST_CASES:
+            raise ValueError(f"a fit needs at least 2 hypotheses and {FEWEST_CASES} cases, got {count} and {cases}")
         centre = hypothesis_centre(hypotheses)
         distance = (hypotheses - centre).norm(dim=-1).sort(dim=0).values
         error = (target - centre).norm(dim=-1)

@@ -48,6 +48,7 @@ def calibrate(
     from probpose.files import replacing
     from probpose.training import calibrate as run
     from probpose.training import load_recipe
+    from probpose.training.saving import save_changed
     from probpose.visualization import plot_reliability
 
     if out.exists() and not overwrite:
@@ -59,7 +60,7 @@ def calibrate(
     )  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out, overwrite) as unfinished:
-        pipe.save_pretrained(unfinished)
+        save_changed(pipe, ("aggregator", "calibrator"), unfinished)
         plot_reliability(report.curves, path=unfinished / "reliability.png", title="Clips kept out of training")
         (unfinished / "calibration.json").write_text(json.dumps(report.to_dict(), indent=2))
     typer.echo(report.to_text())

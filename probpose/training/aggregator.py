@@ -27,6 +27,7 @@ from probpose.pipelines import ProbPosePipeline
 
 from .config import AggregatorConfig, DataConfig
 from .loop import TrainingLoop, build_component, mix_seeds, split_clips, windows_for
+from .saving import save_changed
 
 SAMPLING_BATCH = 32  # windows rendered and sampled at a time
 
@@ -125,7 +126,7 @@ class AggregatorTrainer(TrainingLoop):
     def save_pipeline(self, folder: Path) -> None:
         self.pipe.register_modules(aggregator=self.network, calibrator=None)  # one that was there knows nothing of this aggregator
         self.pipe.register_to_config(default_aggregation="attention")
-        self.pipe.save_pretrained(folder)
+        save_changed(self.pipe, ("aggregator",), folder)
 
     def _aggregate(self, network: Any, batch: dict[str, Tensor], hypotheses: Tensor) -> tuple[Tensor, ...]:
         return network(hypotheses, batch["keypoints_2d"], self.camera, batch["root"], batch["confidence"], return_dict=False)

@@ -6,6 +6,7 @@ measure both, and fit the conformal radius, whose promise holds only for cases t
 
 from __future__ import annotations
 
+import math
 import zlib
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,7 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probpose.calibration import Recalibration, coverage_curve, ece_of_curve, energy_score, fit_conformal, one_frame_per_clip, sharpness
+from probpose.calibration import (
+    Recalibration,
+    conformal_quantile,
+    coverage_curve,
+    ece_of_curve,
+    energy_score,
+    fit_conformal,
+    one_frame_per_clip,
+    sharpness,
+)
+from probpose.calibration.recalibration import FEWEST_CASES
+from probpose.geometry import Camera
 from probpose.pipelines import ProbPosePipeline
 
 from .aggregator import SAMPLING_BATCH, canonical_camera, draw_samples, held_out_windows
@@ -92,32 +104,40 @@ def calibrate(
         mixed_precision: sample under bfloat16 autocast, which halves the time.
 
     Raises:
-        ValueError: no clips kept out, or too few windows.
+        ValueError: too few clips kept out or too few windows, an unknown mode, or a coverage outside 0..1. The pipeline is as it was.
     """
     _, held_out = split_clips(data)
-    if held_out is None or len(held_out) < 2:
-        raise ValueError(f"data.validation_share: {data.validation_share} keeps too few clips out of training to calibrate on")
-    if windows < 64:
-        raise ValueError(f"windows must be at least 64, got {windows}")
+    names = held_out.names if held_out else []
+    parts = [{name for name in names if zlib.crc32(f"half {name}".encode()) % 2 == half} for half in (0, 1)]
+    if not all(parts):
+        raise ValueError(
+            f"data.validation_share: {data.validation_share} keeps {len(names)} clips out of training, too few to calibrate on one half of "
+            "them and measure on the other"
+        )
+    camera, config = canonical_camera(pipe).to(pipe.device), pipe.denoiser.config
+    fewest = max(64, 2 * math.ceil(FEWEST_CASES / len(range(0, config.num_frames, FRAMES_APART))))
+    if windows < fewest:
+        raise ValueError(f"windows must be at least {fewest}, got {windows}")
+    conformal_quantile(torch.zeros(windows // 2), coverage)  # complains now rather than when all hypotheses are drawn
     settings = pipe.settings(num_hypotheses=num_hypotheses)
+    record = {name: getattr(settings, name) for name in settings.__dataclass_fields__ if name != "eta"}
+    record |= {"clips": len(held_out), "windows": windows, "seed": seed}
+    aggregation = pipe.config.default_aggregation or "mean"
+    aggregator = pipe.choose_aggregator(aggregation)
+    calibrator = Recalibration(config.num_joints, mode, coverage=coverage, aggregation=aggregation, fitted_with=record)
     autocast = (lambda: torch.autocast(pipe.device.type, torch.bfloat16)) if mixed_precision else nullcontext
     halves = []
     for half, purpose in enumerate(("fit", "measure")):
-        clips = held_out.select(lambda name, half=half: zlib.crc32(f"half {name}".encode()) % 2 == half)
-        rendered = held_out_windows(data, pipe, clips, windows // 2, seed + half)
+        rendered = held_out_windows(data, pipe, held_out.select(parts[half].__contains__), windows // 2, seed + half)
         samples = draw_samples(pipe, rendered, settings.num_hypotheses, max_batch_size, autocast, f"sampling to {purpose}")
-        halves.append(_Cases.of(pipe, samples))
+        halves.append(_Cases.of(pipe, aggregator, samples, camera))
     fit, measure = halves
 
+    calibrator.fit(fit.hypotheses, fit.target)
     if fit.predicted is not None:
         scale = _root_mean_square(fit.error / fit.predicted)
         pipe.aggregator.uncertainty_scale *= scale.to(pipe.aggregator.uncertainty_scale)
         measure.predicted *= scale
-    record = {name: getattr(settings, name) for name in settings.__dataclass_fields__ if name != "eta"}
-    record |= {"clips": len(held_out), "windows": windows, "seed": seed}
-    joints, aggregation = fit.target.shape[-2], pipe.config.default_aggregation
-    calibrator = Recalibration(joints, mode, coverage=coverage, aggregation=aggregation, fitted_with=record)
-    calibrator.fit(fit.hypotheses, fit.target)
 
     sets = {"sampled": measure.hypotheses, "recalibrated": calibrator(measure.hypotheses)}
     curves = {name: coverage_curve(hypotheses, measure.target) for name, hypotheses in sets.items()}
@@ -132,8 +152,8 @@ def calibrate(
     # Frames of one window are alike, those of different windows are drawn alike.
     drawn = one_frame_per_clip(ratio, [measure.per_window] * (windows // 2), torch.Generator().manual_seed(seed))
     calibrator.radius_factor[:] = fit_conformal(drawn, coverage=coverage)
-    pipe.register_modules(calibrator=calibrator.eval())
     radius_mm = 1000 * calibrator.radius(uncertainty).mean().item()
+    pipe.register_modules(calibrator=calibrator.eval().to(pipe.device))
     return CalibrationReport(curves, numbers, _root_mean_square(ratio), radius_mm, len(held_out), windows)
 
 
@@ -150,14 +170,13 @@ class _Cases:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, pipe: ProbPosePipeline, samples: dict[str, Tensor]) -> _Cases:
-        aggregator = pipe.choose_aggregator(pipe.config.default_aggregation or "mean")
-        learned, camera, parts = aggregator is getattr(pipe, "aggregator", None), canonical_camera(pipe), []
+    def of(cls, pipe: ProbPosePipeline, aggregator: Any, samples: dict[str, Tensor], camera: Camera) -> _Cases:
+        learned, parts = aggregator is getattr(pipe, "aggregator", None), []
         for first in range(0, len(samples["pose"]), SAMPLING_BATCH):
-            batch = {name: value[first : first + SAMPLING_BATCH].float() for name, value in samples.items()}
+            batch = {name: value[first : first + SAMPLING_BATCH].to(pipe.device, torch.float32) for name, value in samples.items()}
             arguments = (batch["keypoints_2d"], camera, batch["root"] if learned else None, batch["confidence"])
             out = aggregator(batch["hypotheses"], *arguments)
-            parts.append([value[:, ::FRAMES_APART] for value in (batch["pose"], out.pose, out.uncertainty)])
+            parts.append([value[:, ::FRAMES_APART].cpu() for value in (batch["pose"], out.pose, out.uncertainty)])
         target, pose, predicted = (torch.cat(values).flatten(0, 1) for values in zip(*parts))
         hypotheses = samples["hypotheses"][:, :, ::FRAMES_APART].float()
         per_window = hypotheses.shape[2]

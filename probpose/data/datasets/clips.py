@@ -59,8 +59,9 @@ class PoseClip:
 
     @property
     def scored(self) -> Tensor:
-        """Frames that count `(frames,)`: valid ones whose positions are all known."""
-        known = torch.isfinite(self.positions_camera).flatten(1).all(-1)
+        """Frames that count `(frames,)`: valid ones where all joints are known, but for those that the clip never knows."""
+        finite = torch.isfinite(self.positions_camera).all(-1)
+        known = (finite | ~finite.any(0)).all(-1) & finite[:, self.root_index]
         return known if self.valid is None else known & self.valid
 
     @property
