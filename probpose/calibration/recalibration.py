@@ -138,11 +138,13 @@ class Recalibration(ModelMixin, ConfigMixin):
         # The nearest and the farthest of so few cannot stand for the very ends of the error's distribution.
         reached = level.clamp(0.5 / count, 1 - 1 / count).to(error)
         self.knot[joint] = torch.quantile((distance / spread).median(1).values, level.to(distance))
-        for _ in range(4):
+        for _ in range(8):
             factor = self._factor(distance[..., None], slice(joint, joint + 1))[..., 0]
             moved = torch.quantile(distance * factor, level.to(distance), dim=0)
             stretch = torch.stack([torch.quantile(error / m.clamp_min(1e-6), q) for m, q in zip(moved, reached)])
-            self.shape[joint] *= stretch.clamp(0.1, 10)
+            # What is farther away stays farther away, and steps are damped, since a knot moves its neighbours' distances as well.
+            place = (self.knot[joint] * self.shape[joint] * stretch.clamp(0.1, 10).sqrt()).cummax(0).values
+            self.shape[joint] = place / self.knot[joint].clamp_min(1e-9)
 
     def _factor(self, distance: Tensor, joints: slice = slice(None)) -> Tensor:
         """Factor for every distance `(..., num_hypotheses, frames, joints)` of these joints."""

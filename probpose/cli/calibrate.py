@@ -54,6 +54,7 @@ def calibrate(
     if out.exists() and not overwrite:
         raise FileExistsError(f"{out} exists; pass --overwrite to replace it")
     pipe = load_model(model, device)
+    pipe.set_progress_bar_config(disable=True)
     report = run(
         pipe, load_recipe(recipe).data, windows=windows, mode=mode.value, coverage=coverage, num_hypotheses=num_hypotheses, seed=seed,
         mixed_precision=fast,

@@ -24,7 +24,7 @@ from .attention import AttentionBackendMixin
 from .layers import TransformerBlock
 
 MAX_TOKENS = 65_536
-"""Hypotheses × joints × frames in one piece of work; frames are independent, so long clips are worked through in pieces."""
+"""Clips × hypotheses × joints × frames in one piece of work; frames are independent, so long clips are worked through in pieces."""
 
 _UNIT = 0.02  # metres; a typical error, which brings offsets and residuals to the order of one
 _FEATURES = 7  # of a hypothesis: offset from the mean (3), reprojection residual (2) and its length (1), confidence (1)
@@ -118,7 +118,7 @@ class AttentionAggregator(AttentionBackendMixin, ModelMixin, ConfigMixin):
         confidence = seen.to(hypotheses) if confidence is None else torch.where(seen, confidence, 0.0).to(hypotheses)
         root = root_of_hypotheses(hypotheses, keypoints_2d, camera, confidence, fps) if root is None else root.to(hypotheses)
         hypothesis, joint, turn, spread = self._features(hypotheses, keypoints_2d, camera, root, confidence)
-        frames = max(1, MAX_TOKENS // (hypotheses.shape[1] * joints))
+        frames = max(1, MAX_TOKENS // (len(hypotheses) * hypotheses.shape[1] * joints))
         pieces = [self._attend(h, j) for h, j in zip(hypothesis.split(frames, dim=1), joint.split(frames, dim=1))]
         logits, out = (torch.cat(parts, dim=1) for parts in zip(*pieces))
 

@@ -174,9 +174,15 @@ class _Cases:
         learned, parts = aggregator is getattr(pipe, "aggregator", None), []
         for first in range(0, len(samples["pose"]), SAMPLING_BATCH):
             batch = {name: value[first : first + SAMPLING_BATCH].to(pipe.device, torch.float32) for name, value in samples.items()}
-            arguments = (batch["keypoints_2d"], camera, batch["root"] if learned else None, batch["confidence"])
-            out = aggregator(batch["hypotheses"], *arguments)
-            parts.append([value[:, ::FRAMES_APART].cpu() for value in (batch["pose"], out.pose, out.uncertainty)])
+            kept = FRAMES_APART
+            if learned:  # looks at every frame on its own, while others estimate the root from all of them
+                batch = {n: v[:, :, ::FRAMES_APART] if n == "hypotheses" else v[:, ::FRAMES_APART] for n, v in batch.items()}
+                kept = 1
+            out = aggregator(
+                batch["hypotheses"], batch["keypoints_2d"], camera, batch["root"] if learned else None, batch["confidence"],
+                pipe.denoiser.config.get("fps") or 30.0,
+            )  # fmt: skip
+            parts.append([value[:, ::kept].cpu() for value in (batch["pose"], out.pose, out.uncertainty)])
         target, pose, predicted = (torch.cat(values).flatten(0, 1) for values in zip(*parts))
         hypotheses = samples["hypotheses"][:, :, ::FRAMES_APART].float()
         per_window = hypotheses.shape[2]

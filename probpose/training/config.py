@@ -169,14 +169,15 @@ class AggregatorConfig(Recipe):
 
 
 def load_recipe(path: str | Path) -> TrainingConfig | AggregatorConfig:
-    """Read a recipe of either kind; one with an `aggregator` or `samples` section trains an aggregator.
+    """Read a recipe of either kind; one that names a `pipeline` to build on trains an aggregator.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: not YAML, or wrong fields, each named.
     """
     content = _read(Path(path))
-    return _validated(AggregatorConfig if {"aggregator", "samples"} & content.keys() else TrainingConfig, content, Path(path))
+    aggregates = {"aggregator", "samples"} & content.keys() or isinstance(content.get("pipeline"), str)
+    return _validated(AggregatorConfig if aggregates else TrainingConfig, content, Path(path))
 
 
 def _read(path: Path) -> dict[str, Any]:

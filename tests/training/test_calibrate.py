@@ -30,10 +30,8 @@ def pipeline(aggregator=False, denoiser=None, **defaults):
     torch.manual_seed(0)
     denoiser = denoiser or FrameTransformerModel(num_frames=50, width=32, depth=1, num_attention_heads=1)
     parts = {"aggregator": AttentionAggregator(width=8, depth=1, num_attention_heads=1).eval()} if aggregator else {}
-    settings = {"default_num_inference_steps": 2, "default_num_hypotheses": 6, "default_flip": False}
-    pipe = D3DPPipeline(
-        denoiser=denoiser.eval(), scheduler=D3DPScheduler(), **parts, **{"default_aggregation": "mean", **settings, **defaults}
-    )
+    settings = {"default_num_inference_steps": 2, "default_num_hypotheses": 6, "default_flip": False, "default_aggregation": "mean"}
+    pipe = D3DPPipeline(denoiser=denoiser.eval(), scheduler=D3DPScheduler(), **parts, **{**settings, **defaults})
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
