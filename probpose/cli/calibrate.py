@@ -23,12 +23,12 @@ class Mode(str, Enum):
 @app.command(
     epilog=epilog(
         "probpose calibrate runs/mine/checkpoint-9000/pipeline recipe.yaml --out models/mine",
-        "probpose calibrate d3dp-mocap17 examples/train/d3dp-mocap17-aggregator.yaml --out models/d3dp --windows 2048",
+        "probpose calibrate d3dp-mocap17 examples/calibrate/d3dp-mocap17.yaml --out models/d3dp --windows 2048",
     )
 )
 def calibrate(
     model: Annotated[str, typer.Argument(help="Bundled name, folder or Hub id of a pipeline.")],
-    recipe: Annotated[Path, typer.Argument(help="Recipe that it was trained by: its data section says which clips were kept out.")],
+    recipe: Annotated[Path, typer.Argument(help="Recipe that it was trained by, or its data section: which clips were kept out.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the calibrated pipeline.")],
     windows: Annotated[int, typer.Option(min=64, help="Windows drawn from the clips kept out.")] = 1024,
     mode: Annotated[Mode, typer.Option(help="One factor, one per joint, a table over noise levels, or that and the tails.")] = Mode.radial,
@@ -47,7 +47,7 @@ def calibrate(
 
     from probpose.files import replacing
     from probpose.training import calibrate as run
-    from probpose.training import load_recipe
+    from probpose.training import load_data_section
     from probpose.training.saving import save_changed
     from probpose.visualization import plot_reliability
 
@@ -56,7 +56,7 @@ def calibrate(
     pipe = load_model(model, device)
     pipe.set_progress_bar_config(disable=True)
     report = run(
-        pipe, load_recipe(recipe).data, windows=windows, mode=mode.value, coverage=coverage, num_hypotheses=num_hypotheses, seed=seed,
+        pipe, load_data_section(recipe), windows=windows, mode=mode.value, coverage=coverage, num_hypotheses=num_hypotheses, seed=seed,
         mixed_precision=fast,
     )  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ _HOME = {
     "Trainer": "trainer",
     "TrainingConfig": "config",
     "calibrate": "calibration",
+    "load_data_section": "config",
     "load_recipe": "config",
 }
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, V
 
 from probpose.data.augmentation import BodyVariation, CameraVariation, DetectorNoise
 
-RecipeT = TypeVar("RecipeT", bound="Recipe")
+RecipeT = TypeVar("RecipeT", bound="_Section")
 
 _VARIATIONS = {"body": BodyVariation, "camera": CameraVariation, "detector": DetectorNoise}
 
@@ -149,6 +149,10 @@ class Recipe(_Section):
         return content
 
 
+class _DataOnly(_Section):
+    data: DataConfig
+
+
 class TrainingConfig(Recipe):
     """Recipe of a denoiser."""
 
@@ -178,6 +182,17 @@ def load_recipe(path: str | Path) -> TrainingConfig | AggregatorConfig:
     content = _read(Path(path))
     aggregates = {"aggregator", "samples"} & content.keys() or isinstance(content.get("pipeline"), str)
     return _validated(AggregatorConfig if aggregates else TrainingConfig, content, Path(path))
+
+
+def load_data_section(path: str | Path) -> DataConfig:
+    """The `data` section of a recipe, or of a file that holds nothing else.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not YAML, no such section, or wrong fields, each named.
+    """
+    content = _read(Path(path))
+    return _validated(_DataOnly, {"data": content["data"]} if "data" in content else {}, Path(path)).data
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -210,7 +225,7 @@ def _flatten(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield name, tuple(value) if isinstance(value, list) else value
 
 
-def _explain(kind: type[Recipe], error: Any) -> str:
+def _explain(kind: type[_Section], error: Any) -> str:
     """One problem of pydantic's list in a line that begins with the field."""
     where, message = ".".join(map(str, error["loc"])), error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":

@@ -24,12 +24,17 @@ def save_changed(pipe: ProbPosePipeline, changed: Collection[str], folder: Path)
         return
     folder.mkdir(parents=True)
     pipe.save_config(folder)
-    index = folder / "model_index.json"
-    content = json.loads(index.read_text())
-    content.pop("_name_or_path", None)  # where it was loaded from is nobody's business
-    index.write_text(json.dumps(content, indent=2) + "\n")
+    _forget_origin(folder / "model_index.json")
     for name, part in pipe.components.items():
         if part is not None and name in changed:
             part.save_pretrained(folder / name)
+            _forget_origin(folder / name / "config.json")
         elif part is not None:
             shutil.copytree(source / name, folder / name)
+
+
+def _forget_origin(config: Path) -> None:
+    """Where something was loaded from is nobody's business."""
+    content = json.loads(config.read_text())
+    content.pop("_name_or_path", None)
+    config.write_text(json.dumps(content, indent=2) + "\n")
