@@ -80,6 +80,21 @@ def test_uncertainty_ranks_joints(pipe, benchmark):
     assert error[halves].mean() > 1.5 * error[~halves].mean()
 
 
+def test_the_learned_aggregator_and_the_calibration_keep_their_word(pipe, benchmark):
+    """Three clips only: the bounds are wide."""
+    report = measure(pipe, benchmark, num_hypotheses=None, num_inference_steps=None)
+    assert report["attention"] < min(report["p_agg"], report["j_agg"]) - 0.5
+    assert report["ece"] > 0.3 and report["ece_calibrated"] < 0.12
+    assert report["energy_score_calibrated"] < report["energy_score"]
+    assert 80 < report["within_radius"] < 99
+    assert report["within_uncertainty"] < report["within_radius"]
+
+
+def test_the_learned_aggregator_takes_any_number_of_hypotheses(pipe, benchmark):
+    few, many = (measure(pipe, benchmark.subset(max_clips=1), num_hypotheses=k, num_inference_steps=None) for k in (2, 40))
+    assert all(report["attention"] < report["p_agg"] for report in (few, many))
+
+
 def test_another_body_is_followed(pipe, benchmark):
     """Legs a tenth longer: the error stays of the same order."""
     clip = benchmark[2]

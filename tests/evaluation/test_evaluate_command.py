@@ -82,7 +82,7 @@ def test_printed_forms_and_choices_reach_the_run(run, folder):
         "--latex", "-", "--quirk", "exclude_root", "--quirk", "procrustes_n_mpjpe", "--protocol", "mocap17", "--dataset", "mocap17"
     )
     assert quirky[0] == 0 and "\\begin{tabular}" in quirky[1] and "exclude_root, procrustes_n_mpjpe" in quirky[1]
-    code, out, _ = run("--set", 'keypoints="true"', "--json", "-")
+    code, out, _ = run("--set", 'keypoints="true"', "--json")
     assert code == 0 and json.loads(out)["settings"]["dataset"] == "motions true"
 
 
