@@ -17,7 +17,7 @@ import yaml
 from probpose import ProbPosePipeline
 from probpose.pipelines import D3DPPipeline
 from probpose.schedulers import D3DPScheduler
-from probpose.training import AggregatorTrainer, Trainer, TrainingConfig, load_recipe, train
+from probpose.training import AggregatorTrainer, Trainer, TrainingConfig, load_data_section, load_recipe, train
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "examples" / "train").glob("*.yaml"))
@@ -395,3 +395,15 @@ def test_a_missing_extra_is_one_message(monkeypatch):
     monkeypatch.setitem(sys.modules, "yaml", None)
     with pytest.raises(ImportError, match=r"^training needs accelerate, yaml: pip install probpose\[train\]$"):
         importlib.reload(probpose.training)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples" / "calibrate").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_data_sections_of_the_examples_are_valid(path, recipe, tmp_path):
+    assert load_data_section(path).validation_share > 0
+    assert load_data_section(recipe()).validation_share == 0.5  # a whole recipe has one, too
+    (tmp_path / "wrong.yaml").write_text("data: {paths: [x.npz], bodies: 3}")
+    with pytest.raises(ValueError, match=r"data\.bodies: unknown field; allowed are paths"):
+        load_data_section(tmp_path / "wrong.yaml")
+    (tmp_path / "none.yaml").write_text("seed: 3")
+    with pytest.raises(ValueError, match="data: Field required"):
+        load_data_section(tmp_path / "none.yaml")
