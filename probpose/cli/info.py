@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -57,6 +57,8 @@ def _describe_model(model: str) -> None:
         "pipeline": type(pipe).__name__,
         "denoiser": f"{type(pipe.denoiser).__name__}, {parameters:,} parameters",
         "scheduler": type(pipe.scheduler).__name__,
+        "aggregator": _describe_part(getattr(pipe, "aggregator", None)),
+        "calibrator": _describe_part(getattr(pipe, "calibrator", None)),
         "skeleton": f"{pipe.input_skeleton} in, {pipe.skeleton} out",
         "window": f"{config.num_frames} frames" + (f" at {config.fps:g} fps" if config.get("fps") else ""),
         "keypoints seen by": "image width"
@@ -65,6 +67,15 @@ def _describe_model(model: str) -> None:
         "defaults": ", ".join(f"{key}={value}" for key, value in defaults.items()),
     }
     print_rows(rows)
+
+
+def _describe_part(part: Any) -> str:
+    if part is None:
+        return "none"
+    if "coverage" in part.config:
+        config = part.config
+        return f"{type(part).__name__}, mode {config.mode}; radius for {config.coverage:.0%}, aggregation {config.aggregation!r}"
+    return f"{type(part).__name__}, {sum(p.numel() for p in part.parameters()):,} parameters"
 
 
 def _describe_keypoints(path: Path) -> None:

@@ -176,12 +176,17 @@ class Protocol:
         return quirks
 
     def labels(self, name: str, tags: dict[str, str]) -> tuple[str, ...]:
-        """Groups of a clip, one per level.
+        """Groups of a clip, one per level. A clip without a tag goes by its kind of motion, the tag "family", if it has that.
 
         Raises:
-            ValueError: the clip lacks a tag.
+            ValueError: the clip lacks a tag and a family.
         """
-        return tuple(" ".join(_tag(self.name, name, tags, tag) for tag in level.split()) for level in self.levels)
+        return tuple(" ".join(dict.fromkeys(_tag(self.name, name, tags, tag) for tag in level.split())) for level in self.levels)
+
+    def substitutes(self, tags: Mapping[str, str]) -> tuple[str, ...]:
+        """Tags that a clip lacks and its family stands for."""
+        wanted = {tag for level in self.levels for tag in level.split()}
+        return tuple(sorted(wanted - tags.keys() - {"source", "family"})) if "family" in tags else ()
 
 
 def _tag(protocol: str, name: str, tags: dict[str, str], tag: str) -> str:
@@ -192,6 +197,8 @@ def _tag(protocol: str, name: str, tags: dict[str, str], tag: str) -> str:
         return parts[0]
     if tag == "family":
         return "/".join(parts[:2])
+    if "family" in tags:
+        return tags["family"]
     raise ValueError(f"the protocol {protocol!r} groups by the tag {tag!r}, which clip {name!r} lacks; its tags are {sorted(tags)}")
 
 

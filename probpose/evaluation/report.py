@@ -247,7 +247,7 @@ class EvaluationReport:
             lines.append(f"Quirks, as original repositories compute: {', '.join(settings['quirks'])}.")
         expected = set(self.protocol.columns.values())
         found = {self.protocol.columns.get(label) for label in self._finest}
-        if self.protocol.mean_of_groups and expected - found:
+        if self.protocol.mean_of_groups and expected & found and expected - found:
             lines.append(f"The average is over {len(self._finest)} of {len(expected)} groups.")
         return [*lines, *(f"Note: {note}" for note in self.notes)]
 

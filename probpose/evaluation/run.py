@@ -140,7 +140,7 @@ def evaluate(
         raise ValueError(f"{dataset.name}: no frame of the {len(dataset)} clips can be scored: none is valid with known ground truth")
     settings["scored_frames"] = sum(result.scored for result in results)
     settings["skipped_frames"] = sum(result.skipped for result in results)
-    return EvaluationReport(settings, protocol, results, (*dataset.notes, *_notes(pipe, dataset)))
+    return EvaluationReport(settings, protocol, results, (*dataset.notes, *_notes(pipe, dataset, protocol)))
 
 
 def _kept(
@@ -174,7 +174,9 @@ def _kept(
         yield ClipResult(**{**content, "labels": tuple(content["labels"])})
 
 
-def _notes(pipe: ProbPosePipeline, dataset: PoseDataset) -> Iterator[str]:
+def _notes(pipe: ProbPosePipeline, dataset: PoseDataset, protocol: Protocol) -> Iterator[str]:
+    for tag in sorted({tag for clip in dataset for tag in protocol.substitutes(clip.tags)}):
+        yield f"the protocol groups by {tag}, which clips here lack: their kind of motion stands for it"
     for skeleton in sorted({clip.skeleton for clip in dataset} - {pipe.skeleton}):
         known = convert(torch.zeros(get_skeleton(skeleton).num_joints, 3), skeleton, pipe.skeleton).isfinite().all(-1)
         missing = [name for name, seen in zip(get_skeleton(pipe.skeleton).joint_names, known) if not seen]

@@ -49,6 +49,13 @@ def test_a_missing_tag_is_named_before_anything_runs():
         run(data, lambda c, f: along_x(1, 2))
 
 
+def test_the_kind_of_motion_stands_for_a_missing_tag():
+    data = dataset(clip("a/walk/1", 4, family="a/walk"), clip("a/run/1", 8, 1, family="a/run"), protocol="h36m-p1")
+    report = run(data, lambda c, f: along_x(*((10, 10) if "walk" in c.name else (20, 20))))
+    assert report["p_agg"] == pytest.approx((report.groups()["a/walk"]["p_agg"] + report.groups()["a/run"]["p_agg"]) / 2)
+    assert any("groups by action, which clips here lack" in note for note in report.notes)
+
+
 # Human3.6M
 
 
