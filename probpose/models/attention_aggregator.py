@@ -117,18 +117,27 @@ class AttentionAggregator(AttentionBackendMixin, ModelMixin, ConfigMixin):
         seen = torch.isfinite(keypoints_2d).all(-1)
         confidence = seen.to(hypotheses) if confidence is None else torch.where(seen, confidence, 0.0).to(hypotheses)
         root = root_of_hypotheses(hypotheses, keypoints_2d, camera, confidence, fps) if root is None else root.to(hypotheses)
-        hypothesis, joint, turn, spread = self._features(hypotheses, keypoints_2d, camera, root, confidence)
         frames = max(1, MAX_TOKENS // (len(hypotheses) * hypotheses.shape[1] * joints))
-        pieces = [self._attend(h, j) for h, j in zip(hypothesis.split(frames, dim=1), joint.split(frames, dim=1))]
-        logits, out = (torch.cat(parts, dim=1) for parts in zip(*pieces))
+        pieces = [
+            self._aggregate(hypotheses[:, :, at], keypoints_2d[:, at], camera, root[:, at], confidence[:, at])
+            for at in (slice(first, first + frames) for first in range(0, hypotheses.shape[2], frames))
+        ]
+        pose, uncertainty, weights = (torch.cat(parts, dim=dim) for parts, dim in zip(zip(*pieces), (1, 1, 2)))
+        values: Any = {"pose": pose, "uncertainty": uncertainty, "weights": weights}
+        return AttentionAggregatorOutput(**values) if return_dict else tuple(values.values())
 
+    def _aggregate(
+        self, hypotheses: Tensor, keypoints_2d: Tensor, camera: Camera, root: Tensor, confidence: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Pose, uncertainty and weights of some frames."""
+        hypothesis, joint, turn, spread = self._features(hypotheses, keypoints_2d, camera, root, confidence)
+        logits, out = self._attend(hypothesis, joint)
         weights = torch.softmax(logits.float(), dim=-1).permute(0, 3, 1, 2)
         pose = (weights[..., None] * hypotheses).sum(1)
         if self.config.correction:
             pose = pose + torch.einsum("bfij,bfnj->bfni", turn, _UNIT * out[..., :3].float())
         uncertainty = torch.exp(out[..., 3].float()) * spread.square().sum(-1).add(_UNIT**2).sqrt() * self.uncertainty_scale
-        values: Any = {"pose": pose, "uncertainty": uncertainty, "weights": weights}
-        return AttentionAggregatorOutput(**values) if return_dict else tuple(values.values())
+        return pose, uncertainty, weights
 
     def _features(
         self, hypotheses: Tensor, keypoints_2d: Tensor, camera: Camera, root: Tensor, confidence: Tensor
