@@ -8,8 +8,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run(name):
-    done = subprocess.run([sys.executable, str(ROOT / "examples" / name)], capture_output=True, text=True, timeout=300)
+def run(name, *arguments):
+    done = subprocess.run([sys.executable, str(ROOT / "examples" / name), *arguments], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -23,6 +23,23 @@ def test_swap_scheduler():
     distances = [float(x) for x in re.findall(r"distance to D3DP with eta 0\s+([\d.]+) mm", run("swap_scheduler.py"))]
     assert len(distances) == 3 and distances[1] == 0
     assert distances[2] < 0.5 < distances[0] + 10
+
+
+def test_benchmark_aggregators():
+    data = ROOT / "tests" / "golden" / "benchmark_cmu.npz"
+    out = run("benchmark_aggregators.py", "--data", str(data), "--rounds", "1")
+    assert [line.split("  ")[0] for line in out.splitlines()[1:]] == [
+        "sampling alone",
+        "mean",
+        "jpma",
+        "attention",
+        "attention, recalibrated",
+    ]
+
+
+def test_benchmark_scoring():
+    out = run("benchmark_scoring.py", "--frames", "50", "--hypotheses", "3")
+    assert out.startswith("50 frames, 3 hypotheses") and "total" in out
 
 
 def test_the_readmes_ten_lines_run(tmp_path):
