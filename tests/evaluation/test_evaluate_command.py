@@ -113,7 +113,6 @@ def test_quirks_are_explained(run):
     [
         (["--dataset", "h37m"], "h37m"),
         (["--protocol", "h37m"], "unknown protocol 'h37m'"),
-        (["--protocol", "h36m"], "tag 'action'"),
         (["--quirk", "windows"], "unknown quirk 'windows'"),
         (["--quirk", "running_mean"], "does not concern the protocol 'clips'"),
         (["--keypoints", "guessed"], "keypoints must be one of"),
