@@ -1,6 +1,8 @@
 """Motions for tests that need no files: a stick figure that walks about."""
 
-from collections.abc import Callable
+import signal
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -47,3 +49,38 @@ def make_archive(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / file
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a pipeline with a small random denoiser."""
+    import torch
+
+    from probpose.models import FrameTransformerModel
+    from probpose.pipelines import D3DPPipeline
+    from probpose.schedulers import D3DPScheduler
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    denoiser = FrameTransformerModel(num_frames=16, width=32, depth=1, num_attention_heads=1)
+    pipe = D3DPPipeline(denoiser=denoiser, scheduler=D3DPScheduler(), default_num_hypotheses=3, default_num_inference_steps=2)
+    pipe.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def run_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Iterator[Callable[..., tuple[int, str, str]]]:
+    """`run_command("sample", path, …)` runs a command line; returns exit code, stdout and stderr."""
+    from probpose.cli import main
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["probpose", *map(str, words)])
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        return code, *capsys.readouterr()
+
+    yield call
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -13,42 +13,19 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from probpose.cli import main
 from probpose.data import KeypointTrack, write_keypoints
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    from probpose.models import FrameTransformerModel
-    from probpose.pipelines import D3DPPipeline
-    from probpose.schedulers import D3DPScheduler
-
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    denoiser = FrameTransformerModel(num_frames=16, width=32, depth=1, num_attention_heads=1)
-    pipe = D3DPPipeline(denoiser=denoiser, scheduler=D3DPScheduler(), default_num_hypotheses=3, default_num_inference_steps=2)
-    pipe.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Run a command line; returns (exit code, stdout, stderr)."""
+def run(run_command):
+    return run_command
 
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["probpose", *map(str, words)])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
 
-    yield call
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+@pytest.fixture(scope="module")
+def model(tiny_model):
+    return tiny_model
 
 
 def walk(people=1, frames=20, joints=17, skeleton="h36m_17", image_size=(640, 480)):

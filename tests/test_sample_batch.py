@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 
-from probpose.cli import main
 from probpose.data import KeypointTrack, write_keypoints
 from probpose.shards import read_shards
 
@@ -31,18 +30,17 @@ LAUNCHER = {"num_processes": 2, "num_machines": 1, "mixed_precision": "no", "dyn
 LAUNCH = ["--multi_gpu", *(str(word) for key, value in LAUNCHER.items() for word in (f"--{key}", value))]  # which works without a GPU
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    from probpose.models import FrameTransformerModel
-    from probpose.pipelines import D3DPPipeline
-    from probpose.schedulers import D3DPScheduler
+@pytest.fixture
+def run(run_command, model):
+    """Run `probpose sample … --model TINY` in this process; returns (exit code, stdout, stderr)."""
+    threads = torch.get_num_threads()
+    yield lambda *words: run_command("sample", *words, "--device", "cpu", *([] if "--model" in words else ["--model", model]))
+    torch.set_num_threads(threads)
 
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    denoiser = FrameTransformerModel(num_frames=16, width=32, depth=1, num_attention_heads=1)
-    pipe = D3DPPipeline(denoiser=denoiser, scheduler=D3DPScheduler(), default_num_hypotheses=3, default_num_inference_steps=2)
-    pipe.save_pretrained(folder)
-    return folder
+
+@pytest.fixture(scope="module")
+def model(tiny_model):
+    return tiny_model
 
 
 def person(index=0, frames=8, skeleton="h36m_17", joints=17, image_size=(640, 480), fps=25.0):
@@ -80,27 +78,6 @@ def recordings(tmp_path_factory):
     (folder / "notes.txt").write_text("filmed in May")
     write_keypoints(folder / ".hidden.npz", [person()])
     return folder
-
-
-@pytest.fixture
-def run(monkeypatch, capsys, model):
-    """Run `probpose sample … --model TINY` in this process; returns (exit code, stdout, stderr)."""
-    threads = torch.get_num_threads()
-
-    def call(*words):
-        words = [*map(str, words), "--device", "cpu"]
-        monkeypatch.setattr(sys, "argv", ["probpose", "sample", *words, *([] if "--model" in words else ["--model", str(model)])])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    yield call
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    torch.set_num_threads(threads)
 
 
 def batch(out, *words):

@@ -1,15 +1,12 @@
 """`probpose evaluate`, run as a user runs it."""
 
 import json
-import signal
-import sys
 
 import numpy as np
 import pytest
 import torch
 from known_poses import clip, tiny_pipeline
 
-from probpose.cli import main
 from probpose.data.datasets import load_dataset
 from probpose.evaluation import QUIRKS, evaluate
 
@@ -39,22 +36,14 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def run(folder, monkeypatch, capsys):
-    """Run `probpose evaluate`; returns (exit code, stdout, stderr)."""
+def run(folder, run_command):
+    """Run `probpose evaluate` on the folder's model and data."""
 
     def call(*words, data="motions.npz"):
-        monkeypatch.setattr(sys, "argv", ["probpose", "evaluate", *map(str, words)])
-        if data is not None:
-            sys.argv[2:2] = [str(folder / "model"), "--data", str(folder / data)]
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        return code, *capsys.readouterr()
+        given = () if data is None else (folder / "model", "--data", folder / data)
+        return run_command("evaluate", *given, *words)
 
-    yield call
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    return call
 
 
 def test_the_table_and_the_files(run, folder, tmp_path):

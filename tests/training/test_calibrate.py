@@ -1,8 +1,6 @@
 """Calibrating a pipeline on clips kept out: it does so on its own data, says what it did, and the radius keeps its promise."""
 
 import json
-import signal
-import sys
 from contextlib import nullcontext
 
 import numpy as np
@@ -13,7 +11,6 @@ import yaml
 import probpose.training.calibration as module
 from probpose import ProbPosePipeline
 from probpose.calibration import Recalibration
-from probpose.cli import main
 from probpose.models import AttentionAggregator, FrameTransformerModel, MixSTEModel
 from probpose.pipelines import D3DPPipeline
 from probpose.schedulers import D3DPScheduler
@@ -23,6 +20,11 @@ from probpose.training.config import DataConfig
 from probpose.training.loop import split_clips
 
 CLIPS = {f"{source}/{number}": 70 for source in "ab" for number in range(6)}
+
+
+@pytest.fixture
+def run(run_command):
+    return run_command
 
 
 def pipeline(aggregator=False, denoiser=None, **defaults):
@@ -191,23 +193,6 @@ def test_a_failure_leaves_the_pipeline_as_it_was(data):
 
 
 # The command
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run a command line; returns (exit code, stdout, stderr)."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["probpose", *map(str, words)])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        return code, *capsys.readouterr()
-
-    yield call
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def test_the_command(run, data, tmp_path):
