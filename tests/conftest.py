@@ -84,3 +84,14 @@ def run_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) 
 
     yield call
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Rounding depends on the number of threads."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from probpose.geometry import Camera
+from probpose.geometry import Camera, rotation_looking_along
 
 # Human3.6M-17 order
 PARENTS = (-1, 0, 1, 2, 0, 4, 5, 0, 7, 8, 9, 8, 11, 12, 8, 14, 15)
@@ -164,9 +164,7 @@ class CameraVariation(_Variation):
         position = centre + torch.cat([flat * azimuth.cos(), flat * azimuth.sin(), rise], dim=-1)
 
         forward = torch.nn.functional.normalize(centre - position, dim=-1)
-        up = torch.tensor([0.0, 0.0, 1.0]).expand_as(forward)
-        right = torch.nn.functional.normalize(torch.linalg.cross(forward, up), dim=-1)
-        look = torch.stack([right, torch.linalg.cross(forward, right), forward], dim=1)
+        look = rotation_looking_along(forward)
         # Turn the camera away from the person, but keep the person inside a 48 degree image; cameras tilt less than they pan.
         reach = (0.44 - 0.55 / distance).clamp_min(0.02) * self.off_centre
         offset = random.uniform(2, low=-1.0, high=1.0) * reach * torch.tensor([1.0, 0.6])

@@ -10,9 +10,9 @@ from .camera import (
 )
 from .procrustes import procrustes_align
 from .reprojection import reprojection_error, select_by_reprojection
-from .resection import resection
+from .resection import fit_lens, resection
 from .root import REFERENCE_FOCAL, estimate_root, root_of_hypotheses
-from .rotation import quaternion_to_matrix, rotation_between_z_and
+from .rotation import quaternion_to_matrix, rotation_between_z_and, rotation_looking_along
 
 __all__ = [
     "REFERENCE_FOCAL",
@@ -20,6 +20,7 @@ __all__ = [
     "check_image_size",
     "denormalise_screen",
     "estimate_root",
+    "fit_lens",
     "h36m_camera",
     "normalise_screen",
     "procrustes_align",
@@ -29,5 +30,6 @@ __all__ = [
     "resection",
     "root_of_hypotheses",
     "rotation_between_z_and",
+    "rotation_looking_along",
     "select_by_reprojection",
 ]

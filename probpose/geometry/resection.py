@@ -58,6 +58,30 @@ def resection(points_world: Tensor, pixels: Tensor, image_size: tuple[int, int] 
     return Camera(lens[:2], lens[2:], image_size=size, rotation=rotation, translation=translation, slope_limit=math.inf)
 
 
+def fit_lens(points: Tensor, pixels: Tensor, image_size: tuple[int, int] | None = None) -> Camera:
+    """The undistorted lens that takes points in camera axes nearest to their pixels: per image axis the line u = f X/Z + c.
+
+    Args:
+        points: `(..., 3)` absolute positions, camera axes; those that are not finite or lie behind the camera are left out.
+        pixels: `(..., 2)`; those that are not finite are left out.
+        image_size: (width, height) in pixels, if known.
+
+    Raises:
+        ValueError: points that are not spread in the image, or pixels that are no image of them.
+    """
+    known = torch.isfinite(points).all(-1) & torch.isfinite(pixels).all(-1) & (points[..., 2] > 0)
+    points, pixels = points[known].double(), pixels[known].double()
+    slopes = points[:, :2] / points[:, 2:]
+    if len(slopes) < 2 or (slopes.amax(0) - slopes.amin(0) < 1e-3).any():
+        raise ValueError("points must be absolute positions in front of the camera, spread in the image")
+    spread = slopes - slopes.mean(0)
+    focal = (spread * pixels).sum(0) / (spread**2).sum(0)
+    if not (focal > 0).all():
+        raise ValueError(f"pixels are no image of the points: the focal lengths that fit best are {focal.round(decimals=1).tolist()} px")
+    centre = pixels.mean(0) - focal * slopes.mean(0)
+    return Camera(focal.float(), centre.float(), image_size=image_size, slope_limit=math.inf)
+
+
 def _direct_linear_transformation(points: Tensor, pixels: Tensor) -> Tensor:
     """Projection matrix `(3, 4)` up to scale, from the cross products x × PX = 0."""
     from_points, from_pixels = _normalisation(points), _normalisation(pixels)

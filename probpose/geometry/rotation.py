@@ -17,6 +17,16 @@ def quaternion_to_matrix(quaternion: Tensor) -> Tensor:
     return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
 
 
+def rotation_looking_along(forward: Tensor) -> Tensor:
+    """World-to-camera rotations `(..., 3, 3)` of upright cameras (world z up, image y down) that look along `forward (..., 3)`.
+
+    `forward` has unit length and is not vertical.
+    """
+    up = forward.new_tensor([0.0, 0.0, 1.0]).expand_as(forward)
+    right = torch.nn.functional.normalize(torch.linalg.cross(forward, up), dim=-1)
+    return torch.stack([right, torch.linalg.cross(forward, right), forward], dim=-2)
+
+
 def rotation_between_z_and(direction: Tensor) -> Tensor:
     """The shortest rotation `(..., 3, 3)` that takes the viewing axis (0, 0, 1) to `direction (..., 3)`, with z > -1.
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from probpose.geometry import Camera, h36m_camera, resection
+from probpose.geometry import Camera, fit_lens, h36m_camera, resection, rotation_looking_along
 
 
 def scene(seed, count=200, depth=4.0):
@@ -101,3 +101,30 @@ def test_what_determines_no_camera(kind):
         pixels, message = pixels[:-1], "shape"
     with pytest.raises(ValueError, match=message):
         resection(points, pixels)
+
+
+def test_a_lens_is_told_from_what_it_sees():
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(40, 17, 3, generator=generator) + torch.tensor([0.0, 0.0, 6.0])
+    lens = Camera((1500.0, 1490.0), (1017.0, 1043.0), image_size=(2048, 2048))
+    pixels = lens.project(points)
+    pixels[3, 5] = torch.nan
+    points[7, 2] = torch.nan
+    found = fit_lens(points, pixels, (2048, 2048))
+    torch.testing.assert_close(found.focal, lens.focal, atol=0.01, rtol=0)
+    torch.testing.assert_close(found.centre, lens.centre, atol=0.01, rtol=0)
+    assert found.image_size == (2048, 2048)
+    with pytest.raises(ValueError, match="no image of the points"):
+        fit_lens(points, -pixels)
+    with pytest.raises(ValueError, match="absolute positions in front of the camera"):
+        fit_lens(points * 0, pixels)
+
+
+def test_an_upright_camera_looks_where_it_is_told():
+    generator = torch.Generator().manual_seed(0)
+    forward = torch.nn.functional.normalize(torch.randn(20, 3, generator=generator), dim=-1)
+    rotation = rotation_looking_along(forward)
+    torch.testing.assert_close(rotation @ rotation.mT, torch.eye(3).expand(20, 3, 3), atol=1e-6, rtol=0)
+    assert torch.allclose(torch.linalg.det(rotation), torch.ones(20))
+    torch.testing.assert_close((rotation @ forward[..., None])[..., 0], torch.tensor([0.0, 0.0, 1.0]).expand(20, 3), atol=1e-6, rtol=0)
+    assert rotation[:, 0, 2].abs().max() < 1e-6 and (rotation[:, 1, 2] < 0).all()  # the image's x is level, its y goes down

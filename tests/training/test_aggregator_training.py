@@ -67,15 +67,6 @@ def recipe(tmp_path, make_archive, pipeline):
 
 
 @pytest.fixture
-def one_thread():
-    """Rounding depends on the number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
 def sampled(monkeypatch):
     """Descriptions of the samplings that took place."""
     calls, draw = [], module.draw_samples

@@ -55,15 +55,6 @@ def recipe(tmp_path, make_archive):
     return write
 
 
-@pytest.fixture
-def one_thread():
-    """Rounding depends on the number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def state(folder):
     """All tensors that a run is made of: weights, moments, averages."""
     content = torch.load(Path(folder) / "state.pt", weights_only=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from probpose.data.mocap import MocapClips
 from probpose.data.mocap_files import MotionClip, read_motion
-from probpose.geometry import Camera, h36m_camera
+from probpose.geometry import Camera, h36m_camera, rotation_looking_along
 
 from .checks import check_clips
 from .clips import PoseClip, PoseDataset
@@ -111,9 +111,7 @@ def _placed(lens: Camera, positions: Tensor, name: str, seed: int) -> Camera:
     distance = _NEAREST
     while True:
         offset = torch.cat([direction * distance, torch.tensor([rise])])
-        forward = -offset / offset.norm()
-        right = torch.nn.functional.normalize(torch.linalg.cross(forward, torch.tensor([0.0, 0.0, 1.0])), dim=0)
-        rotation = torch.stack([right, torch.linalg.cross(forward, right), forward])
+        rotation = rotation_looking_along(-offset / offset.norm())
         camera = replace(lens, rotation=rotation, translation=-rotation @ (middle + offset))
         points = camera.to_camera(positions)
         if (points[..., 2] > 0.5).all() and _inside(camera.project(points), lens.image_size):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from probpose.geometry import Camera
+from probpose.geometry import Camera, fit_lens
 
 from .checks import check_clips, numbers, reprojection
 from .clips import PoseClip, PoseDataset
@@ -186,7 +186,10 @@ def _training_clips(path: Path, name: str, record: Any, pixel_aspect: bool) -> I
     for view, arrays in sorted(record.items(), key=lambda item: str(item[0])):
         clip_name = f"{subject}/{sequence}/{view}"
         points, keypoints = _arrays(path, clip_name, arrays, ("data_2d", "data_3d"))
-        camera = _fit_pinhole(points, keypoints, f"{path}, {clip_name}")
+        try:
+            camera = fit_lens(torch.from_numpy(points), torch.from_numpy(keypoints), _TRAINING_IMAGE)
+        except ValueError as error:
+            raise ValueError(f"{path}, {clip_name}: data_3d and data_2d do not tell the lens: {error}") from None
         tags = {"dataset": "mpi_inf_3dhp", "split": "train", "sequence": sequence, "subject": subject, "camera": str(view)}
         yield _clip(clip_name, points, keypoints, camera, fps, tags, None)
 
@@ -207,20 +210,6 @@ def _clip(
     confidence = torch.isfinite(keypoints).all(-1).float()
     points = torch.from_numpy(points).float()
     return PoseClip(name, keypoints, confidence, points, camera, fps, skeleton="mpi_inf_3dhp_17", valid=valid, tags=tags)
-
-
-def _fit_pinhole(points: np.ndarray, keypoints: np.ndarray, where: str) -> Camera:
-    """The undistorted camera that takes points in its axes nearest to the keypoints: per image axis a line u = f X/Z + c."""
-    known = np.isfinite(points).all(-1) & np.isfinite(keypoints).all(-1) & (points[..., 2] > 0)
-    points, keypoints = points[known], keypoints[known]
-    slopes = points[:, :2] / points[:, 2:]
-    if len(slopes) < 2 or (np.ptp(slopes, axis=0) < 1e-3).any():
-        raise ValueError(f"{where}: data_3d must be absolute positions in front of the camera, spread in the image, to tell its lens")
-    spread = slopes - slopes.mean(0)
-    focal = (spread * keypoints).sum(0) / (spread**2).sum(0)
-    if not (focal > 0).all():
-        raise ValueError(f"{where}: data_2d is no image of data_3d: the focal lengths that fit best are {focal.round(1).tolist()} px")
-    return _pinhole(focal, keypoints.mean(0) - focal * slopes.mean(0), _TRAINING_IMAGE)
 
 
 def _only_valid(clip: PoseClip, where: str) -> PoseClip:
