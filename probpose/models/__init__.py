@@ -4,17 +4,28 @@ from diffusers.models.modeling_utils import ModelMixin  # diffusers finds the lo
 
 from .attention_aggregator import AttentionAggregator, AttentionAggregatorOutput
 from .frame_transformer import FrameTransformerModel
+from .graformer import GraFormerDenoiser, GraFormerLifter
 from .mixste import MixSTEModel
 from .outputs import PoseModelOutput
 
 # A saved pipeline names its components by this public module, so that moving a file never breaks a checkpoint.
-for _public in (AttentionAggregator, AttentionAggregatorOutput, FrameTransformerModel, MixSTEModel, PoseModelOutput):
+for _public in (
+    AttentionAggregator,
+    AttentionAggregatorOutput,
+    FrameTransformerModel,
+    GraFormerDenoiser,
+    GraFormerLifter,
+    MixSTEModel,
+    PoseModelOutput,
+):
     _public.__module__ = __name__
 
 __all__ = [
     "AttentionAggregator",
     "AttentionAggregatorOutput",
     "FrameTransformerModel",
+    "GraFormerDenoiser",
+    "GraFormerLifter",
     "MixSTEModel",
     "ModelMixin",
     "PoseModelOutput",

@@ -20,39 +20,48 @@ class SelfAttentionProcessor:
     _attention_backend = None
     _parallel_config = None
 
-    def __call__(self, attn: SelfAttention, x: Tensor, rotary: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def __call__(self, attn: SelfAttention, x: Tensor, rotary: tuple[Tensor, Tensor] | None = None, mask: Tensor | None = None) -> Tensor:
         query, key, value = attn.qkv(x).unflatten(-1, (3, attn.heads, -1)).unbind(-3)
         if rotary is not None:
             query, key = apply_rotary(query, rotary), apply_rotary(key, rotary)
+        dropout = attn.dropout if attn.training else 0.0
         if len(x) <= MAX_ATTENTION_BATCH:
-            out = self._attend(query, key, value)
+            out = self._attend(query, key, value, mask, dropout)
         else:
-            parts = zip(*(tensor.split(MAX_ATTENTION_BATCH) for tensor in (query, key, value)))
-            out = torch.cat([self._attend(*part) for part in parts])
+            masks = [None] * len(x) if mask is None else mask.expand(len(x), -1, -1, -1).split(MAX_ATTENTION_BATCH)
+            parts = zip(*(tensor.split(MAX_ATTENTION_BATCH) for tensor in (query, key, value)), masks)
+            out = torch.cat([self._attend(*part, dropout) for part in parts])
         return attn.proj(out.flatten(-2))
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return dispatch_attention_fn(query, key, value, backend=self._attention_backend, parallel_config=self._parallel_config)
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+        if mask is not None:  # finite, so that a row without any key attends to all alike instead of being NaN
+            mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, torch.finfo(query.dtype).min / 2)
+        return dispatch_attention_fn(
+            query, key, value, mask, dropout, backend=self._attention_backend, parallel_config=self._parallel_config
+        )
 
 
 class SelfAttention(nn.Module, AttentionModuleMixin):
-    """Multi-head self-attention over the middle axis of `(batch, tokens, dim)`; one projection gives q, k and v."""
+    """Multi-head self-attention over the middle axis of `(batch, tokens, dim)`; one projection gives q, k and v.
+
+    A boolean mask broadcasts to `(batch, heads, queries, keys)`, False = not attended to. `dropout` drops attention weights in training.
+    """
 
     _default_processor_cls = SelfAttentionProcessor
     _available_processors = [SelfAttentionProcessor]  # noqa: RUF012  (diffusers reads both from the class)
     _supports_qkv_fusion = False
 
-    def __init__(self, dim: int, heads: int, bias: bool = True):
+    def __init__(self, dim: int, heads: int, bias: bool = True, dropout: float = 0.0):
         super().__init__()
         if heads < 1 or dim % heads:
             raise ValueError(f"the width must be divisible by the number of heads, got width {dim} and {heads} heads")
-        self.heads = heads
+        self.heads, self.dropout = heads, dropout
         self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
         self.proj = nn.Linear(dim, dim)
         self.processor = SelfAttentionProcessor()
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        return self.processor(self, x, rotary)
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None = None, mask: Tensor | None = None) -> Tensor:
+        return self.processor(self, x, rotary, mask)
 
 
 class AttentionBackendMixin:
