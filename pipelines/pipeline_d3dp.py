@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from probpose.geometry import Camera
 from probpose.skeletons import get_skeleton
 
+from .noise import NoiseSource
 from .pipeline_output import ProbPosePipelineOutput
-from .pipeline_probpose import PreparedInputs, ProbPosePipeline, as_tensor
-from .windows import blend_weights, cut_windows, window_starts
+from .pipeline_probpose import ProbPosePipeline, check_call, is_a
+from .windows import Windows, window_starts
 
 FLIP_MODES = ("every_step", "last_step", "alternate", False)
 
@@ -137,15 +138,10 @@ class D3DPPipeline(ProbPosePipeline):
         settings = self.settings(num_hypotheses, num_inference_steps, flip, share_first_step, eta)
         aggregator = self.choose_aggregator(aggregation)
         calibrated = self.check_calibrated(calibrated)
-        if output_type not in ("pt", "np"):
-            raise ValueError(f"output_type must be 'pt' or 'np', got {output_type!r}")
-        if not _is_a(max_batch_size, Integral) or max_batch_size < 1:
-            raise ValueError(f"max_batch_size must be an integer of at least 1, got {max_batch_size!r}")
-        if not _is_a(fps, Real) or not 0 < fps < math.inf:
-            raise ValueError(f"fps must be a positive number, got {fps!r}")
+        check_call(output_type, max_batch_size, fps)
         inputs = self.prepare_inputs(keypoints_2d, confidence, image_size, camera, skeleton, conversion, root)
         hypotheses = self.sample_clips(
-            inputs.network_2d, inputs.confidence, settings, generator, self._check_noise(noise, inputs, settings),
+            inputs.network_2d, inputs.confidence, settings, generator, self.check_noise(noise, inputs, settings.num_hypotheses, 3),
             int(max_batch_size), callback_on_step_end,
         )  # fmt: skip
         return self.finish(hypotheses, inputs, aggregator, fps, output_type, return_dict, calibrated)
@@ -185,11 +181,11 @@ class D3DPPipeline(ProbPosePipeline):
         batch, frames = network_2d.shape[:2]
         count = settings.num_hypotheses
         timesteps = self._set_timesteps(settings, noise)
-        windows = _Windows.cut(self.denoiser.config, network_2d, confidence, self._overlap)
+        windows = Windows.cut(self.denoiser.config, network_2d, confidence, self._overlap)
         length = windows.clip_length
-        noise = _NoiseSource(noise, generator, batch, count, (length, self._num_output_joints, 3), network_2d.device)
+        noise = NoiseSource(noise, generator, batch, count, (length, self.num_output_joints, 3), network_2d.device)
         group = max(1, min(count, max_batch_size // len(windows)))
-        out = torch.empty(batch, count, frames, self._num_output_joints, 3, device=network_2d.device)
+        out = torch.empty(batch, count, frames, self.num_output_joints, 3, device=network_2d.device)
         shared = None
         if settings.shared(0):
             x = noise.draw(0, slice(0, 1)) * self.scheduler.init_noise_sigma
@@ -229,7 +225,7 @@ class D3DPPipeline(ProbPosePipeline):
         return timesteps
 
     def _sample_group(
-        self, noise: _NoiseSource, members: slice, timesteps: list[int | float], windows: _Windows, settings: SamplerSettings,
+        self, noise: NoiseSource, members: slice, timesteps: list[int | float], windows: Windows, settings: SamplerSettings,
         shared: Tensor | None, max_batch_size: int, callback: Callable | None, bar: Any,
     ) -> Tensor:  # fmt: skip
         scheduler = self.scheduler
@@ -255,7 +251,7 @@ class D3DPPipeline(ProbPosePipeline):
             bar.update()
         return x
 
-    def _predict(self, x: Tensor, t: float, windows: _Windows, average: bool, max_batch_size: int, mirrored: slice | None = None) -> Tensor:
+    def _predict(self, x: Tensor, t: float, windows: Windows, average: bool, max_batch_size: int, mirrored: slice | None = None) -> Tensor:
         """Clean pose of clips `(batch, K, length, joints, 3)`: every window through the network, blended."""
         config = self.scheduler.config
         limit = config.get("clip_range") or config.get("clip_sample_range") or _NOISY_POSE_LIMIT
@@ -288,8 +284,8 @@ class D3DPPipeline(ProbPosePipeline):
         canonical = self.denoiser.config.get("canonical_camera")
         centre = 0.0 if canonical is None else canonical[2]
         order_2d, order_3d = (list(get_skeleton(name).flip_index) for name in (self.input_skeleton, self.skeleton))
-        clean = self._call(_mirror(keypoints, order_2d, centre), _mirror(noisy, order_3d), t, confidence[..., order_2d])
-        return _mirror(clean, order_3d)
+        clean = self._call(mirrored_points(keypoints, order_2d, centre), mirrored_points(noisy, order_3d), t, confidence[..., order_2d])
+        return mirrored_points(clean, order_3d)
 
     def _call(self, keypoints: Tensor, noisy: Tensor, t: float, confidence: Tensor) -> Tensor:
         dtype, unit = self.denoiser.dtype, self.denoiser.config.get("unit_scale", 1.0)
@@ -300,10 +296,6 @@ class D3DPPipeline(ProbPosePipeline):
         if hasattr(self.scheduler, "is_stochastic"):
             return self.scheduler.is_stochastic(timesteps[step], settings.eta)
         return step + 1 < len(timesteps)
-
-    @property
-    def _num_output_joints(self) -> int:
-        return get_skeleton(self.skeleton).num_joints
 
     @property
     def _overlap(self) -> int:
@@ -329,31 +321,6 @@ class D3DPPipeline(ProbPosePipeline):
             eta,
         )
 
-    def _check_noise(self, noise: Any, inputs: PreparedInputs, settings: SamplerSettings) -> Tensor | None:
-        if noise is None:
-            return None
-        noise = as_tensor(noise, "noise").to(inputs.network_2d)
-        batch, frames = inputs.network_2d.shape[:2]
-        expected = (*([batch] if inputs.batched else []), settings.num_hypotheses, frames, self._num_output_joints, 3)
-        shape = tuple(noise.shape)
-        if len(shape) == len(expected):
-            noise = noise[None]
-        if tuple(noise.shape[1:]) != expected or not len(noise):
-            raise ValueError(f"noise must have shape {expected}, or that behind an axis of draws, got {shape}")
-        if not torch.isfinite(noise).all():
-            raise ValueError(f"noise must be finite, but {(~torch.isfinite(noise)).sum().item()} of its values are not")
-        return noise if inputs.batched else noise[:, None]
-
-
-def _is_a(value: Any, kind: type) -> bool:
-    """Whether it is a number of this kind; True and False are no numbers."""
-    return isinstance(value, kind) and not isinstance(value, bool)
-
-
-def _mirror(points: Tensor, order: list[int], centre: float = 0.0) -> Tensor:
-    """Points `(..., joints, 2 or 3)` with x mirrored about `centre` and left and right exchanged."""
-    return torch.cat([2 * centre - points[..., :1], points[..., 1:]], dim=-1)[..., order, :]
-
 
 @dataclass(frozen=True)
 class SamplerSettings:
@@ -368,7 +335,7 @@ class SamplerSettings:
     def __post_init__(self) -> None:
         for name, most in (("num_hypotheses", math.inf), ("num_inference_steps", 1000)):
             value = getattr(self, name)
-            if not _is_a(value, Integral) or not 1 <= value <= most:
+            if not is_a(value, Integral) or not 1 <= value <= most:
                 limits = "of at least 1" if most == math.inf else f"from 1 to {most}"
                 raise ValueError(f"{name} must be an integer {limits}, got {value!r}")
             object.__setattr__(self, name, int(value))
@@ -378,7 +345,7 @@ class SamplerSettings:
             raise ValueError(f"flip must be one of {FLIP_MODES}, got {self.flip!r}")
         if not isinstance(self.share_first_step, bool):
             raise ValueError(f"share_first_step must be True or False, got {self.share_first_step!r}")
-        if self.eta is not None and not (_is_a(self.eta, Real) and 0 <= self.eta <= 1):
+        if self.eta is not None and not (is_a(self.eta, Real) and 0 <= self.eta <= 1):
             raise ValueError(f"eta must lie in 0..1, got {self.eta!r}")
 
     def flipped(self, step: int) -> bool:
@@ -394,78 +361,3 @@ class SamplerSettings:
     def shared(self, step: int) -> bool:
         """Whether this step's prediction is made once for all hypotheses (never the last step: all hypotheses would coincide)."""
         return self.share_first_step and step == 0 and self.num_inference_steps > 1
-
-
-@dataclass
-class _Windows:
-    """All windows of all clips, in one list: rows are clip-major."""
-
-    keypoints: Tensor
-    confidence: Tensor
-    starts: list[int]
-    weights: Tensor
-    window: int
-    clip_length: int
-
-    @classmethod
-    def cut(cls, config: Any, network_2d: Tensor, confidence: Tensor, overlap: int) -> _Windows:
-        frames, window = network_2d.shape[1], config.num_frames
-        if frames < window and config.get("any_length"):
-            window = frames
-        starts = window_starts(frames, window, min(overlap, window - 1))
-        keypoints = cut_windows(network_2d, starts, window, dim=1).transpose(0, 1).flatten(0, 1)
-        confidence = cut_windows(confidence, starts, window, dim=1).transpose(0, 1).flatten(0, 1)
-        length = max(frames, window)
-        return cls(keypoints, confidence, starts, blend_weights(starts, window, length, network_2d.device), window, length)
-
-    def __len__(self) -> int:
-        return len(self.keypoints)
-
-    def places(self, rows: Tensor) -> list[tuple[int, int]]:
-        """(clip, first frame) of each row."""
-        return [(row // len(self.starts), self.starts[row % len(self.starts)]) for row in rows.tolist()]
-
-    def weight(self, row: int) -> Tensor:
-        """Blend weights `(window, 1, 1)` of a row."""
-        return self.weights[row % len(self.starts), :, None, None]
-
-
-class _NoiseSource:
-    """Start and step noise per hypothesis: given, or drawn from one random stream per clip, hypothesis and step.
-
-    A clip's first hypotheses do not depend on how many there are.
-    """
-
-    def __init__(self, given: Tensor | None, generator: Any, batch: int, count: int, shape: tuple[int, ...], device: torch.device):
-        self.given, self.shape, self.device, self.count = given, shape, device, count
-        if isinstance(generator, (list, tuple)):
-            if len(generator) != batch or not all(isinstance(g, torch.Generator) for g in generator):
-                raise ValueError(f"generator must be one torch.Generator or one per clip ({batch}), got {generator!r}")
-            self.seeds = [seed for g in generator for seed in _seeds(1, g)]
-        elif generator is None or isinstance(generator, torch.Generator):
-            self.seeds = _seeds(batch, generator)
-        else:
-            raise ValueError(f"generator must be one torch.Generator or one per clip ({batch}), got {generator!r}")
-
-    def draw(self, draw: int, members: slice) -> Tensor:
-        """Noise number `draw` of some hypotheses, `(batch, members, *shape)`."""
-        if self.given is not None and draw < len(self.given):
-            return self._padded(self.given[draw][:, members])
-        rows = torch.stack([torch.randn(self.shape, generator=g) for g in self.streams(draw, members)])
-        return rows.unflatten(0, (len(self.seeds), -1)).to(self.device)
-
-    def streams(self, draw: int, members: slice) -> list[torch.Generator]:
-        """Random streams of draw number `draw`, clip-major. Each draw has its own, so nothing has to be kept between steps."""
-        numbers = [1000 * hypothesis + draw for hypothesis in range(self.count)[members]]  # a call has at most 1000 draws
-        return [torch.Generator().manual_seed((seed + number) % 2**32) for seed in self.seeds for number in numbers]
-
-    def _padded(self, noise: Tensor) -> Tensor:
-        """Noise for a clip shorter than the window: the padding repeats the given frames in order."""
-        if noise.shape[2] == self.shape[0]:
-            return noise
-        return noise[:, :, torch.arange(self.shape[0], device=noise.device) % noise.shape[2]]
-
-
-def _seeds(count: int, generator: torch.Generator | None) -> list[int]:
-    device = "cpu" if generator is None else generator.device
-    return torch.randint(2**32, (count,), generator=generator, device=device).tolist()  # PyTorch's generator has 32-bit seeds

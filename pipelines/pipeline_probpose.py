@@ -6,6 +6,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,16 @@ class ProbPosePipeline(DiffusionPipeline):
         index = self.denoiser.config.get("root_index")
         return (get_skeleton(self.skeleton).root or 0) if index is None else index
 
+    @property
+    def num_output_joints(self) -> int:
+        """Joints of the output."""
+        return get_skeleton(self.skeleton).num_joints
+
+    @property
+    def num_frames(self) -> int | None:
+        """Frames of a clip that a network sees at once; None: every frame for itself."""
+        return self.denoiser.config.get("num_frames")
+
     def choose_aggregator(self, aggregation: str | nn.Module | None) -> nn.Module | None:
         """The aggregator that a call asks for; "default" is the pipeline's own choice, "attention" its learned one.
 
@@ -203,7 +214,7 @@ class ProbPosePipeline(DiffusionPipeline):
         else:
             fx, fy, cx, cy = canonical
             network_2d = reexpress_keypoints(keypoints, camera, Camera((fx, fy), (cx, cy), slope_limit=math.inf))
-        return PreparedInputs(keypoints, confidence, _fill_missing(network_2d), camera, root, batched)
+        return PreparedInputs(keypoints, confidence, fill_missing(network_2d), camera, root, batched)
 
     def finish(
         self,
@@ -243,6 +254,26 @@ class ProbPosePipeline(DiffusionPipeline):
         if not return_dict:
             return hypotheses, pose, uncertainty, root, inputs.camera
         return ProbPosePipelineOutput(hypotheses, pose, uncertainty, root, inputs.camera, radius)
+
+    def check_noise(self, noise: Any, inputs: PreparedInputs, num_hypotheses: int, channels: int) -> Tensor | None:
+        """Noise that a caller brings, `(draws, batch, num_hypotheses, frames, joints, channels)`.
+
+        Raises:
+            ValueError: another shape, or noise that is not finite.
+        """
+        if noise is None:
+            return None
+        noise = as_tensor(noise, "noise").to(inputs.network_2d)
+        batch, frames = inputs.network_2d.shape[:2]
+        expected = (*([batch] if inputs.batched else []), num_hypotheses, frames, self.num_output_joints, channels)
+        shape = tuple(noise.shape)
+        if len(shape) == len(expected):
+            noise = noise[None]
+        if tuple(noise.shape[1:]) != expected or not len(noise):
+            raise ValueError(f"noise must have shape {expected}, or that behind an axis of draws, got {shape}")
+        if not torch.isfinite(noise).all():
+            raise ValueError(f"noise must be finite, but {(~torch.isfinite(noise)).sum().item()} of its values are not")
+        return noise if inputs.batched else noise[:, None]
 
     def _check_confidence(self, confidence: Any, keypoints: Tensor, batched: bool) -> Tensor:
         observed = torch.isfinite(keypoints).all(-1)
@@ -309,6 +340,26 @@ def _radius_of(hypotheses: Tensor, pose: Tensor) -> Tensor:
     return (hypotheses - pose[:, None]).square().sum(-1).mean(1).sqrt()
 
 
+def is_a(value: Any, kind: type) -> bool:
+    """Whether it is a number of this kind; True and False are no numbers."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def mirrored_points(points: Tensor, order: list[int], centre: float = 0.0) -> Tensor:
+    """Points `(..., joints, 2 or 3)` with x mirrored about `centre` and left and right exchanged."""
+    return torch.cat([2 * centre - points[..., :1], points[..., 1:]], dim=-1)[..., order, :]
+
+
+def check_call(output_type: Any, max_batch_size: Any, fps: Any) -> None:
+    """Arguments that every pipeline's call has; ValueError names the one that is wrong."""
+    if output_type not in ("pt", "np"):
+        raise ValueError(f"output_type must be 'pt' or 'np', got {output_type!r}")
+    if not is_a(max_batch_size, Integral) or max_batch_size < 1:
+        raise ValueError(f"max_batch_size must be an integer of at least 1, got {max_batch_size!r}")
+    if not is_a(fps, Real) or not 0 < fps < math.inf:
+        raise ValueError(f"fps must be a positive number, got {fps!r}")
+
+
 def as_tensor(value: Any, name: str) -> Tensor:
     """Anything array-like as a tensor; ValueError names what is not."""
     try:
@@ -338,7 +389,7 @@ def _as_keypoints(value: Any, device: torch.device) -> tuple[Tensor, bool]:
     return (keypoints if batched else keypoints[None]), batched
 
 
-def _fill_missing(keypoints: Tensor) -> Tensor:
+def fill_missing(keypoints: Tensor) -> Tensor:
     """Replace NaN: in time by the nearest observed frame of the joint, else by the mean of the frame's, else of the clip's joints.
 
     Networks that read confidences ignore these values; those that do not get something plausible.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -47,3 +50,37 @@ def blend_weights(starts: list[int], window: int, num_frames: int, device: torch
     for start in starts:
         total[start : start + window] += triangle
     return torch.stack([triangle / total[start : start + window] for start in starts])
+
+
+@dataclass
+class Windows:
+    """All windows of all clips, in one list: rows are clip-major."""
+
+    keypoints: Tensor
+    confidence: Tensor
+    starts: list[int]
+    weights: Tensor
+    window: int
+    clip_length: int
+
+    @classmethod
+    def cut(cls, config: Any, network_2d: Tensor, confidence: Tensor, overlap: int) -> Windows:
+        frames, window = network_2d.shape[1], config.num_frames
+        if frames < window and config.get("any_length"):
+            window = frames
+        starts = window_starts(frames, window, min(overlap, window - 1))
+        keypoints = cut_windows(network_2d, starts, window, dim=1).transpose(0, 1).flatten(0, 1)
+        confidence = cut_windows(confidence, starts, window, dim=1).transpose(0, 1).flatten(0, 1)
+        length = max(frames, window)
+        return cls(keypoints, confidence, starts, blend_weights(starts, window, length, network_2d.device), window, length)
+
+    def __len__(self) -> int:
+        return len(self.keypoints)
+
+    def places(self, rows: Tensor) -> list[tuple[int, int]]:
+        """(clip, first frame) of each row."""
+        return [(row // len(self.starts), self.starts[row % len(self.starts)]) for row in rows.tolist()]
+
+    def weight(self, row: int) -> Tensor:
+        """Blend weights `(window, 1, 1)` of a row."""
+        return self.weights[row % len(self.starts), :, None, None]

@@ -24,11 +24,12 @@ from .outputs import PoseModelOutput
 
 
 class FrameTransformerModel(AttentionBackendMixin, ModelMixin, ConfigMixin):
-    """Denoiser with one token per frame.
+    """Denoiser or lifter with one token per frame.
 
     Args:
         num_frames: window length the model was trained with.
         num_joints: joints J.
+        in_channels: per joint; 5 = a denoiser, 2D position and noisy 3D position; 2 = a lifter, 2D position alone.
         width, depth, num_attention_heads, mlp_ratio: size of the transformer.
         drop_path: stochastic depth rate of the last block while training; falls linearly to zero at the first.
         conditional: whether the model sees 2D keypoints. An unconditional model ignores them (a motion prior).
@@ -44,6 +45,7 @@ class FrameTransformerModel(AttentionBackendMixin, ModelMixin, ConfigMixin):
         self,
         num_frames: int = 27,
         num_joints: int = 17,
+        in_channels: int = 5,
         width: int = 256,
         depth: int = 5,
         num_attention_heads: int = 4,
@@ -56,15 +58,35 @@ class FrameTransformerModel(AttentionBackendMixin, ModelMixin, ConfigMixin):
         fps: float | None = None,
     ):
         super().__init__()
+        if in_channels not in (2, 5) or (in_channels == 2 and not conditional):
+            raise ValueError(f"in_channels must be 5 (denoiser) or, if conditional, 2 (lifter), got {in_channels}")
         if conditional:
             # per joint: 2D (2), confidence (1); per window: viewing direction (2), log extent (1)
             self.keypoint_embedding = nn.Linear(3 * num_joints + 3, width)
-        self.pose_embedding = nn.Linear(3 * num_joints, width)
-        self.time_embedding = TimestepEmbedding(width, width)
+        if in_channels == 5:
+            self.pose_embedding = nn.Linear(3 * num_joints, width)
+            self.time_embedding = TimestepEmbedding(width, width)
         rates = torch.linspace(0, drop_path, depth).tolist()
         self.blocks = nn.ModuleList(TransformerBlock(width, num_attention_heads, mlp_ratio, drop_path=rate) for rate in rates)
         self.norm_out = nn.LayerNorm(width)
         self.proj_out = nn.Linear(width, 3 * num_joints)
+
+    @property
+    def context_shape(self) -> tuple[str, int]:
+        """Level and channels of a lifter's features, as `GraFormerDenoiser` is told of them."""
+        return "frame", self.config.width
+
+    @torch.no_grad()
+    def to_lifter(self, timestep: int) -> FrameTransformerModel:
+        """The lifter that answers as this denoiser does to a pose of zeros at a timestep.
+
+        At its noisiest timestep a denoiser learns nothing from the noisy pose: it is a lifter already.
+        """
+        lifter = type(self).from_config({**self.config, "in_channels": 2}).to(self.device, self.dtype)
+        lifter.load_state_dict({name: self.state_dict()[name] for name in lifter.state_dict()})
+        time = self.time_embedding(torch.tensor([timestep], device=self.device))[0]
+        lifter.keypoint_embedding.bias += self.pose_embedding.bias + time
+        return lifter.train(self.training)
 
     def forward(
         self,
@@ -72,36 +94,47 @@ class FrameTransformerModel(AttentionBackendMixin, ModelMixin, ConfigMixin):
         noisy_pose: Tensor | None = None,
         timestep: Tensor | int | None = None,
         confidence: Tensor | None = None,
+        output_features: bool = False,
         return_dict: bool = True,
-    ) -> PoseModelOutput | tuple[Tensor]:
+    ) -> PoseModelOutput | tuple[Tensor, ...]:
         """Predict the clean pose.
 
         Args:
             keypoints_2d: `(batch, frames, joints, 2)` in screen units of the canonical camera; None for an unconditional model.
-            noisy_pose: `(batch, frames, joints, 3)` or `(batch, hypotheses, frames, joints, 3)` in metres, root-relative, camera axes.
-            timestep: integer, or `(batch,)`.
+            noisy_pose: `(batch, frames, joints, 3)` or `(batch, hypotheses, frames, joints, 3)` in metres, root-relative, camera axes; None
+                for a lifter.
+            timestep: integer, or `(batch,)`; None for a lifter.
             confidence: `(batch, frames, joints)` in 0..1, 0 = not observed; default all ones.
+            output_features: also return what the last layer sees, `(batch, frames, 1, width)`; of a lifter.
 
         Raises:
             ValueError: missing inputs, or shapes that do not fit the model.
         """
         config = self.config
-        if noisy_pose is None or timestep is None:
-            raise ValueError("FrameTransformerModel is a denoiser: noisy_pose and timestep are required")
-        if noisy_pose.ndim not in (4, 5) or noisy_pose.shape[-1] != 3:
-            raise ValueError(f"noisy_pose must have shape (batch, [hypotheses,] frames, joints, 3), got {tuple(noisy_pose.shape)}")
-        folded = noisy_pose.ndim == 4
-        pose = (noisy_pose[:, None] if folded else noisy_pose).to(self.proj_out.weight.dtype)
-        batch, _, frames, joints, _ = pose.shape
-        if joints != config.num_joints or frames > config.num_frames:
-            raise ValueError(
-                f"noisy_pose must hold {config.num_joints} joints and at most {config.num_frames} frames, got {tuple(noisy_pose.shape)}"
-            )
-        timestep = torch.as_tensor(timestep, device=pose.device)
-        if timestep.ndim > 1 or timestep.numel() not in (1, batch):
-            raise ValueError(f"timestep must be one integer or {batch}, got shape {tuple(timestep.shape)}")
-        timestep = timestep.expand(batch)
-        time = self.time_embedding(timestep)[:, None, None]
+        lifts = config.in_channels == 2
+        if lifts and not (noisy_pose is None and timestep is None):
+            raise ValueError("a lifter (in_channels=2) takes neither noisy_pose nor timestep")
+        if not lifts and (noisy_pose is None or timestep is None or output_features):
+            raise ValueError("a denoiser (in_channels=5) requires noisy_pose and timestep, and gives no features")
+        shape = None if keypoints_2d is None else keypoints_2d.shape
+        if lifts:
+            batch, frames, joints = shape[:3] if shape is not None and len(shape) == 4 else (0, 0, 0)
+            folded, pose, x = True, None, 0
+        else:
+            if noisy_pose.ndim not in (4, 5) or noisy_pose.shape[-1] != 3:
+                raise ValueError(f"noisy_pose must have shape (batch, [hypotheses,] frames, joints, 3), got {tuple(noisy_pose.shape)}")
+            folded = noisy_pose.ndim == 4
+            pose = (noisy_pose[:, None] if folded else noisy_pose).to(self.proj_out.weight.dtype)
+            batch, _, frames, joints, _ = pose.shape
+        if joints != config.num_joints or not 1 <= frames <= config.num_frames:
+            name, shape = ("keypoints_2d", shape) if lifts else ("noisy_pose", noisy_pose.shape)
+            got = None if shape is None else tuple(shape)
+            raise ValueError(f"{name} must hold {config.num_joints} joints and at most {config.num_frames} frames, got {got}")
+        if not lifts:
+            timestep = torch.as_tensor(timestep, device=pose.device)
+            if timestep.ndim > 1 or timestep.numel() not in (1, batch):
+                raise ValueError(f"timestep must be one integer or {batch}, got shape {tuple(timestep.shape)}")
+            x = self.time_embedding(timestep.expand(batch))[:, None, None]
 
         if config.conditional:
             if keypoints_2d is None or keypoints_2d.shape != (batch, frames, joints, 2):
@@ -110,21 +143,24 @@ class FrameTransformerModel(AttentionBackendMixin, ModelMixin, ConfigMixin):
             if confidence is not None and confidence.shape != (batch, frames, joints):
                 raise ValueError(f"confidence must have shape {(batch, frames, joints)}, got {tuple(confidence.shape)}")
             condition, turn = self._embed_keypoints(keypoints_2d, confidence)
-            pose = torch.einsum("bij,bkftj->bkfti", turn.mT, pose)
-            x = self.pose_embedding(pose.flatten(-2)) + (condition[:, None] + time)
-        else:
-            x = self.pose_embedding(pose.flatten(-2)) + time
+            x = condition[:, None] + x
+            if pose is not None:
+                pose = torch.einsum("bij,bkftj->bkfti", turn.mT, pose)
+        if pose is not None:
+            x = self.pose_embedding(pose.flatten(-2)) + x
 
         shape = x.shape
         x = x.flatten(0, 1)
         rotary = rotary_table(frames, config.width // config.num_attention_heads, x.device)
         for block in self.blocks:
             x = block(x, rotary)
-        x = self.proj_out(self.norm_out(x)).reshape(*shape[:3], joints, 3)
+        features = self.norm_out(x)
+        x = self.proj_out(features).reshape(*shape[:3], joints, 3)
         if config.conditional:
             x = torch.einsum("bij,bkftj->bkfti", turn.to(x.dtype), x)
         sample = x[:, 0] if folded else x
-        return PoseModelOutput(sample=sample) if return_dict else (sample,)
+        features = features[:, :, None] if output_features else None
+        return PoseModelOutput(sample=sample, features=features) if return_dict else (sample, *([features] if output_features else []))
 
     def _embed_keypoints(self, keypoints_2d: Tensor, confidence: Tensor | None) -> tuple[Tensor, Tensor]:
         """Frame embeddings `(batch, frames, width)` and the turn `(batch, 3, 3)` from the virtual to the real camera."""

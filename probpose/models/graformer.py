@@ -326,9 +326,8 @@ class GraFormerLifter(AttentionBackendMixin, ModelMixin, ConfigMixin):
     """DiffPose's lifter (GCNpose): 2D in, 3D out, one frame at a time. Defaults are the published network.
 
     Args:
-        num_joints, width, depth, num_attention_heads, chebyshev_order, dropout, attention_dropout, graph_dropout, tie_initialisation, edges:
-            as in `GraFormerDenoiser`.
-        canonical_camera, skeleton, root_index, fps: as in the other models.
+        num_joints, width, depth, num_attention_heads, chebyshev_order: as in `GraFormerDenoiser`, and so are the others:
+        dropout, attention_dropout, graph_dropout, tie_initialisation, edges, canonical_camera, skeleton, root_index, fps.
     """
 
     @register_to_config

@@ -89,14 +89,20 @@ class MixSTEModel(AttentionBackendMixin, ModelMixin, ConfigMixin):
         self.proj_out = nn.Linear(width, 3)
         self.gradient_checkpointing = False
 
+    @property
+    def context_shape(self) -> tuple[str, int]:
+        """Level and channels of a lifter's features, as `GraFormerDenoiser` is told of them."""
+        return "joint", self.config.width
+
     def forward(
         self,
         keypoints_2d: Tensor,
         noisy_pose: Tensor | None = None,
         timestep: Tensor | int | None = None,
         confidence: Tensor | None = None,
+        output_features: bool = False,
         return_dict: bool = True,
-    ) -> PoseModelOutput | tuple[Tensor]:
+    ) -> PoseModelOutput | tuple[Tensor, ...]:
         """Predict the clean pose.
 
         Args:
@@ -106,6 +112,7 @@ class MixSTEModel(AttentionBackendMixin, ModelMixin, ConfigMixin):
                 axes, metres unless `unit_scale` says otherwise; None for a lifter.
             timestep: integer, or `(batch,)`; None if the model has no timestep.
             confidence: accepted for the sake of one calling convention, and not used.
+            output_features: also return what the last layer sees, `(batch, frames, joints, width)`; of a lifter.
 
         Raises:
             ValueError: inputs that are missing, superfluous, or of a shape that does not fit the model.
@@ -120,6 +127,8 @@ class MixSTEModel(AttentionBackendMixin, ModelMixin, ConfigMixin):
             raise ValueError(
                 "a denoiser (in_channels=5) requires noisy_pose" if noisy_pose is None else "a lifter (in_channels=2) takes no noisy_pose"
             )
+        if output_features and config.in_channels == 5:
+            raise ValueError("a denoiser (in_channels=5) gives no features")
         if (timestep is not None) != config.use_timestep:
             raise ValueError(
                 "the model requires a timestep (use_timestep=True)"
@@ -151,9 +160,11 @@ class MixSTEModel(AttentionBackendMixin, ModelMixin, ConfigMixin):
             if layer == 0:
                 x = x + self.temporal_position
             x = self.temporal_norm(self._attend(temporal_block, x)).transpose(1, 2)
-        x = self.proj_out(self.norm_out(x)).unflatten(0, leading) * config.unit_scale
+        features = self.norm_out(x)
+        x = self.proj_out(features).unflatten(0, leading) * config.unit_scale
         sample = x if noisy_pose is not None and noisy_pose.ndim == 5 else x[:, 0]
-        return PoseModelOutput(sample=sample) if return_dict else (sample,)
+        features = features if output_features else None
+        return PoseModelOutput(sample=sample, features=features) if return_dict else (sample, *([features] if output_features else []))
 
     def _attend(self, block: TransformerBlock, x: Tensor) -> Tensor:
         """Run a block over the third axis of `(n, groups, tokens, width)`."""
