@@ -17,7 +17,7 @@ from probpose.skeletons import get_skeleton
 
 from .noise import NoiseSource
 from .pipeline_output import ProbPosePipelineOutput
-from .pipeline_probpose import ProbPosePipeline, check_call, is_a
+from .pipeline_probpose import ProbPosePipeline, check_call, is_a, mirrored_points
 from .windows import Windows, window_starts
 
 FLIP_MODES = ("every_step", "last_step", "alternate", False)

@@ -21,6 +21,7 @@ class ProbPosePipelineOutput(BaseOutput):
         camera: the `Camera` that was used (the caller's, or the one guessed from the image size).
         radius: `(batch, frames, joints)` metres: the truth lies within it of `pose` in a stated share of the cases (split conformal; see
             `probpose.calibration.Recalibration`). None unless the call was calibrated and used the aggregator it was fitted for.
+        lifted: `(batch, frames, joints, 3)` metres: what the lifter of a pipeline that has one says before any diffusion.
     """
 
     hypotheses: Any
@@ -29,3 +30,4 @@ class ProbPosePipelineOutput(BaseOutput):
     root: Any = None
     camera: Any = None
     radius: Any = None
+    lifted: Any = None

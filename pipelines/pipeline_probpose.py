@@ -32,6 +32,7 @@ class PreparedInputs:
         confidence: `(batch, frames, joints)`, 0 where not observed.
         network_2d: `(batch, frames, joints, 2)` keypoints as the network sees them; finite, unobserved joints are filled in.
         camera: the camera given or guessed.
+        image_size: (width, height) in pixels, or None.
         root: the root trajectory given `(batch, frames, 3)`, or None.
         batched: whether the caller's input had a batch axis.
     """
@@ -40,6 +41,7 @@ class PreparedInputs:
     confidence: Tensor
     network_2d: Tensor
     camera: Camera
+    image_size: tuple[int, int] | None
     root: Tensor | None
     batched: bool
 
@@ -208,13 +210,16 @@ class ProbPosePipeline(DiffusionPipeline):
             raise ValueError(f"clip {empty[0]} of the batch has no observed keypoint (all NaN or zero confidence)")
         if root is not None:
             root = self._check_root(root, batch, frames, batched)
+        network_2d = fill_missing(self.to_network(keypoints, camera, image_size))
+        return PreparedInputs(keypoints, confidence, network_2d, camera, image_size, root, batched)
+
+    def to_network(self, keypoints: Tensor, camera: Camera, image_size: tuple[int, int] | None) -> Tensor:
+        """Keypoints in pixels `(batch, frames, joints, 2)` as the network sees them: in its canonical camera, or divided by the width."""
         canonical = self.denoiser.config.get("canonical_camera")
         if canonical is None:
-            network_2d = normalise_screen(keypoints, image_size)
-        else:
-            fx, fy, cx, cy = canonical
-            network_2d = reexpress_keypoints(keypoints, camera, Camera((fx, fy), (cx, cy), slope_limit=math.inf))
-        return PreparedInputs(keypoints, confidence, fill_missing(network_2d), camera, root, batched)
+            return normalise_screen(keypoints, image_size)
+        fx, fy, cx, cy = canonical
+        return reexpress_keypoints(keypoints, camera, Camera((fx, fy), (cx, cy), slope_limit=math.inf))
 
     def finish(
         self,
@@ -225,6 +230,7 @@ class ProbPosePipeline(DiffusionPipeline):
         output_type: str = "pt",
         return_dict: bool = True,
         calibrated: bool = False,
+        lifted: Tensor | None = None,
     ) -> ProbPosePipelineOutput | tuple:
         """Aggregate, recalibrate, estimate the root and hand out tensors or arrays, with or without the batch axis.
 
@@ -245,15 +251,15 @@ class ProbPosePipeline(DiffusionPipeline):
             pose, uncertainty = out.pose, _radius_of(hypotheses, out.pose)
             if calibrated:
                 _, uncertainty, radius = self.promise(out, hypotheses, aggregator)
-        values = [hypotheses, pose, uncertainty, root, radius]
+        values = [hypotheses, pose, uncertainty, root, radius, lifted]
         if not inputs.batched:
             values = [None if v is None else v[0] for v in values]
         if output_type == "np":
             values = [None if v is None else v.cpu().numpy() for v in values]
-        hypotheses, pose, uncertainty, root, radius = values
+        hypotheses, pose, uncertainty, root, radius, lifted = values
         if not return_dict:
             return hypotheses, pose, uncertainty, root, inputs.camera
-        return ProbPosePipelineOutput(hypotheses, pose, uncertainty, root, inputs.camera, radius)
+        return ProbPosePipelineOutput(hypotheses, pose, uncertainty, root, inputs.camera, radius, lifted)
 
     def check_noise(self, noise: Any, inputs: PreparedInputs, num_hypotheses: int, channels: int) -> Tensor | None:
         """Noise that a caller brings, `(draws, batch, num_hypotheses, frames, joints, channels)`.

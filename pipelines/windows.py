@@ -84,3 +84,10 @@ class Windows:
     def weight(self, row: int) -> Tensor:
         """Blend weights `(window, 1, 1)` of a row."""
         return self.weights[row % len(self.starts), :, None, None]
+
+    def owners(self) -> Tensor:
+        """For every frame of a clip, the first frame of the window that has it nearest to its middle `(clip_length,)`."""
+        weights = torch.zeros(len(self.starts), self.clip_length, device=self.weights.device)
+        for row, (start, weight) in enumerate(zip(self.starts, self.weights)):
+            weights[row, start : start + self.window] = weight
+        return torch.tensor(self.starts, device=weights.device)[weights.argmax(0)]

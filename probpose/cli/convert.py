@@ -4,45 +4,95 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
 from .options import Overwrite, app, epilog
 
 
+class Parts(NamedTuple):
+    """What a system's checkpoint is completed with: names in probpose.pipelines and probpose.schedulers."""
+
+    pipeline: str
+    scheduler: str
+    needs_lifter: bool = False
+
+
+PARTS = {
+    "d3dp": Parts("D3DPPipeline", "D3DPScheduler"),
+    "diffpose": Parts("DiffPosePipeline", "GMMScheduler", needs_lifter=True),
+}
+
+
 @app.command(
     epilog=epilog(
         "probpose convert d3dp h36m_best_epoch.bin models/d3dp-h36m",
         "probpose convert d3dp in_the_wild_best_epoch.bin models/wild --set input_skeleton=coco_17",
+        "probpose convert diffpose diffpose_uvxyz_cpn.pth models/diffpose --lifter gcn_xyz_cpn.pth",
+        "probpose convert diffpose diffpose_video_uvxyz_cpn.pth models/diffpose-video --lifter mixste_cpn_243f.bin",
     )
 )
 def convert(
-    system: Annotated[str, typer.Argument(help="Published system, e.g. d3dp.")],
+    system: Annotated[str, typer.Argument(help=f"Published system: {', '.join(PARTS)}.")],
     checkpoint: Annotated[Path, typer.Argument(help="Original weights: .safetensors, .bin, .pt, .pth. Pickled code is never run.")],
     out: Annotated[Path, typer.Argument(help="Folder for the pipeline.")],
     settings: Annotated[list[str] | None, typer.Option("--set", help="FIELD=VALUE of the config that the weights do not tell.")] = None,
+    lifter: Annotated[Path | None, typer.Option(help="diffpose: original weights of the lifter, single frames or MixSTE.")] = None,
+    lifter_settings: Annotated[list[str] | None, typer.Option("--set-lifter", help="As --set, for the lifter.")] = None,
+    ema: Annotated[bool, typer.Option("--ema", help="Take the moving average that DiffPose's checkpoints carry along.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Turn an original research checkpoint into a pipeline folder."""
+    from probpose import pipelines, schedulers
     from probpose.files import replacing
     from probpose.hub import convert_original, load_original_state_dict
-    from probpose.pipelines import D3DPPipeline
-    from probpose.schedulers import D3DPScheduler
 
     if out.exists() and not overwrite:
         raise FileExistsError(f"{out} exists; pass --overwrite to replace it")
+    if system == "diffpose_lifter":
+        raise ValueError("a lifter is no pipeline: pass it by --lifter, with the denoiser's checkpoint: probpose convert diffpose")
+    if system not in PARTS:
+        raise ValueError(f"the system must be one of {', '.join(PARTS)}, got {system!r}")
+    parts = PARTS[system]
+    if parts.needs_lifter and lifter is None:
+        raise ValueError(f"{system} works on a lifter's poses: pass the lifter's checkpoint by --lifter")
+    if not parts.needs_lifter and (lifter is not None or lifter_settings):
+        raise ValueError(f"{system} has no lifter: --lifter and --set-lifter are for other systems")
+
+    components = {
+        "denoiser": convert_original(system, load_original_state_dict(checkpoint, ema=ema), **_config(settings, "--set")),
+        "scheduler": getattr(schedulers, parts.scheduler)(),
+    }
+    if lifter is not None:
+        components["lifter"] = _convert_lifter(lifter, _config(lifter_settings, "--set-lifter"))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(out, overwrite) as unfinished:
+        getattr(pipelines, parts.pipeline)(**components).save_pretrained(unfinished)
+    for name in ("denoiser", "lifter"):
+        if model := components.get(name):
+            typer.echo(f"{out / name}: {type(model).__name__}, {sum(p.numel() for p in model.parameters()):,} parameters")
+
+
+def _config(settings: list[str] | None, option: str) -> dict[str, Any]:
     config = {}
     for setting in settings or []:
         field, separator, value = setting.partition("=")
         if not separator:
-            raise ValueError(f"--set takes FIELD=VALUE, got {setting!r}")
+            raise ValueError(f"{option} takes FIELD=VALUE, got {setting!r}")
         try:
             config[field] = json.loads(value)
         except json.JSONDecodeError:
             config[field] = value
-    denoiser = convert_original(system, load_original_state_dict(checkpoint), **config)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(out, overwrite) as unfinished:
-        D3DPPipeline(denoiser=denoiser, scheduler=D3DPScheduler()).save_pretrained(unfinished)
-    typer.echo(f"{out}: {type(denoiser).__name__}, {sum(p.numel() for p in denoiser.parameters()):,} parameters")
+    return config
+
+
+def _convert_lifter(path: Path, config: dict[str, Any]) -> Any:
+    from probpose.hub import convert_original, load_original_state_dict
+    from probpose.hub.convert_diffpose import lifter_system
+
+    weights = load_original_state_dict(path)
+    model = convert_original(lifter_system(weights), weights, **config)
+    if model.config.get("in_channels", 2) != 2:
+        raise ValueError(f"--lifter must be a network from 2D to 3D alone, but {path} holds a denoiser")
+    return model

@@ -34,7 +34,7 @@ def bone_graph(num_joints: int, skeleton: str, edges: list[tuple[int, int]] | No
                 f"num_joints is {num_joints}, but skeleton {skeleton!r} has {known.num_joints}: pass edges, or another skeleton"
             )
         edges = [(joint, parent) for joint, parent in enumerate(known.parents) if parent >= 0]
-    adjacency = torch.eye(num_joints)
+    adjacency = torch.eye(num_joints, dtype=torch.float32)  # whatever precision a model is loaded in
     for a, b in edges:
         if not (0 <= a < num_joints and 0 <= b < num_joints):
             raise ValueError(f"edges must join two of {num_joints} joints, got {(a, b)}")
@@ -48,7 +48,7 @@ def chebyshev_polynomials(adjacency: Tensor, order: int) -> Tensor:
     As in GraFormer, A has its rows normalised already (so that D is the identity) and the spectrum is not rescaled to -1..1.
     """
     root = adjacency.sum(1).rsqrt()
-    identity = torch.eye(len(adjacency))
+    identity = torch.eye(len(adjacency), dtype=adjacency.dtype)
     laplacian = identity - root[:, None] * adjacency * root
     terms = [identity, laplacian]
     while len(terms) <= order:
@@ -65,7 +65,7 @@ class ChebConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_channels))
         nn.init.normal_(self.weight, std=(2 * in_channels * out_channels) ** -0.5)  # the release's, much smaller than usual
         # One product over the channels and one over the joints: row i holds T_k[i, j] at column (j, k).
-        self.register_buffer("mixing", polynomials.permute(1, 2, 0).flatten(1), persistent=False)
+        self.register_buffer("mixing", polynomials.permute(1, 2, 0).flatten(1).to(self.weight.dtype), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         terms = (x @ self.weight.transpose(0, 1).flatten(1)).unflatten(-1, (len(self.weight), -1))

@@ -100,6 +100,20 @@ def test_plain_lifter(weights):
     assert model(torch.zeros(1, 9, 17, 2)).sample.shape == (1, 9, 17, 3)
 
 
+def test_plain_lifter_as_published(weights, tmp_path):
+    """MixSTE alone, as DiffPose's video release has it: nothing but `module.` before the names, under `model_pos`."""
+    names = {k: "module." + k.removeprefix(PREFIX) for k in weights if k.startswith(PREFIX) and "time_mlp" not in k}
+    lifter = {name: weights[k] for k, name in names.items()}
+    lifter["module.Spatial_patch_to_embedding.weight"] = lifter["module.Spatial_patch_to_embedding.weight"][:, :2].clone()
+    torch.save({"epoch": 3, "lr": 4e-5, "model_pos": lifter, "optimizer": {}}, tmp_path / "mixste.bin")
+    model = convert_original("d3dp", load_original_state_dict(tmp_path / "mixste.bin"))
+    assert (type(model), model.config.in_channels, model.config.use_timestep) == (MixSTEModel, 2, False)
+    ours = {"norm_out.weight": "head.0.weight", "norm_out.bias": "head.0.bias", "proj_out.weight": "head.1.weight"}
+    for name, original in (ours | {"proj_out.bias": "head.1.bias"}).items():
+        assert torch.equal(model.get_parameter(name), lifter[f"module.{original}"])
+    assert sum(p.numel() for p in model.parameters()) == sum(v.numel() for v in lifter.values())
+
+
 def without(weights, key):
     return {k: v for k, v in weights.items() if k != key}
 
@@ -248,5 +262,5 @@ def test_wrong_files(tmp_path):
     with pytest.raises(ValueError, match=r"one of \.safetensors, .* got .*weights\.npz"):
         load_original_state_dict(tmp_path / "weights.npz")
     torch.save([torch.zeros(1)], tmp_path / "list.pt")
-    with pytest.raises(ValueError, match=r"list\.pt must hold a state dict, got a list"):
+    with pytest.raises(ValueError, match=r"list\.pt must hold a state dict, or a list that begins with one, got a list"):
         load_original_state_dict(tmp_path / "list.pt")
