@@ -467,7 +467,8 @@ class _Observed:
 
 def _components(mixture: PoseMixture, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Means and factors of the components that uniform numbers `(batch, k, frames or 1, joints)` choose."""
-    index = (uniform[..., None] >= mixture.weights[:, None].cumsum(-1)).sum(-1).clamp_max(mixture.num_components - 1)
+    cumulative = mixture.weights[:, None].cumsum(-1)
+    index = (uniform[..., None] * cumulative[..., -1:] >= cumulative).sum(-1).clamp_max(mixture.num_components - 1)
     index = index.expand(-1, -1, mixture.means.shape[1], -1)
     return tuple(value.transpose(0, 1) for value in mixture.gather(index.transpose(0, 1)))
 

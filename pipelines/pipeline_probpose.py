@@ -396,9 +396,10 @@ def _as_keypoints(value: Any, device: torch.device) -> tuple[Tensor, bool]:
 
 
 def fill_missing(keypoints: Tensor) -> Tensor:
-    """Replace NaN: in time by the nearest observed frame of the joint, else by the mean of the frame's, else of the clip's joints.
+    """Replace NaN in `(clips, frames, joints, 2)`.
 
-    Networks that read confidences ignore these values; those that do not get something plausible.
+    In time by the nearest observed frame of the joint, else by the mean of the frame's, else of the clip's joints. Networks that read
+    confidences ignore these values; those that do not get something plausible.
     """
     missing = torch.isnan(keypoints).any(-1)
     if not missing.any():

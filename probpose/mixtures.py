@@ -10,6 +10,7 @@ distribution and diffuses towards it: its noise is centred on the mean of a draw
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -126,7 +127,7 @@ class PoseMixture:
             raise ValueError(f"keypoints must have shape (..., joints, dim), got {tuple(keypoints.shape)}")
         _refuse(~torch.isfinite(keypoints).all(-1), "keypoints must be finite: fill or drop joints that were not observed", "joint")
         shape = keypoints.shape[:-1]
-        if not 0 < unit < float("inf"):
+        if not 0 < unit < math.inf:
             raise ValueError(f"unit must be positive and finite, got {unit}")
         if scale is None:
             sure = torch.ones(shape) if confidence is None else torch.as_tensor(confidence)
@@ -134,7 +135,7 @@ class PoseMixture:
                 raise ValueError(f"confidence must have shape {tuple(shape)} to go with the keypoints, got {tuple(sure.shape)}")
             _refuse(~((sure >= 0) & (sure <= 1)), "confidence must lie in 0..1", "joint")
             scale = unit * (SURE + DOUBT * (1 - sure.to(keypoints)))
-        scale = _expanded("scale", torch.as_tensor(scale).to(keypoints), shape)
+        scale = _expanded("scale", scale, shape, keypoints)
         _refuse(~(torch.isfinite(scale) & (scale > 0)), "scale must be positive and finite", "joint")
         identity = torch.eye(keypoints.shape[-1]).to(keypoints)
         return cls(keypoints.new_ones((*shape, 1)), keypoints[..., None, :], scale[..., None, None, None] * identity, skeleton)
@@ -196,16 +197,16 @@ class PoseMixture:
             ValueError: heatmaps of another shape, with negative or non-finite values or without a positive one; a box without extent.
             ImportError: several components without scikit-learn (`pip install probpose[mixture]`).
         """
-        heatmaps, box = _floating(heatmaps), torch.as_tensor(box)
+        heatmaps = _floating(heatmaps)
         if heatmaps.ndim < 3 or 0 in heatmaps.shape:
             raise ValueError(f"heatmaps must have shape (..., joints, height, width) without empty axes, got {tuple(heatmaps.shape)}")
         if not 0 <= floor <= 1:
             raise ValueError(f"floor must lie in 0..1, got {floor}")
         _check_count("num_components", num_components)
         *lead, joints, height, width = heatmaps.shape
-        if not box.shape or box.shape[-1] != 4:
-            raise ValueError(f"box must be (left, top, right, bottom) or have shape (..., 4), got {tuple(box.shape)}")
-        box = _expanded("box", box.to(heatmaps), (*lead, 4))
+        if np.shape(box)[-1:] != (4,):
+            raise ValueError(f"box must be (left, top, right, bottom) or have shape (..., 4), got shape {np.shape(box)}")
+        box = _expanded("box", box, (*lead, 4), heatmaps)
         corner, extent = box[..., None, :2], box[..., None, 2:] - box[..., None, :2]
         _refuse(~(torch.isfinite(extent) & (extent > 0))[..., 0, :].all(-1), "box must have right > left and bottom > top")
         _refuse(~(torch.isfinite(heatmaps) & (heatmaps >= 0)).all(-1).all(-1), "heatmaps must be finite and not negative", "joint")
@@ -266,7 +267,7 @@ class PoseMixture:
             raise ValueError(f"samples must have shape (num_samples, ..., joints, dim) without empty axes, got {tuple(samples.shape)}")
         _check_count("num_components", num_components)
         _check_count("max_iter", max_iter)
-        if not (tol >= 0 and 0 < regularisation < float("inf")):
+        if not (tol >= 0 and 0 < regularisation < math.inf):
             raise ValueError(f"tol must not be negative and regularisation must be positive, got {tol} and {regularisation}")
         if len(samples) <= num_components:
             raise ValueError(f"{num_components} components need at least {num_components + 1} samples, got {len(samples)}")
@@ -347,7 +348,7 @@ class PoseMixture:
             raise ValueError(f"points must have shape {own}, further axes may stand in front, got {tuple(points.shape)}")
         off = points.to(self.means)[..., None, :] - self.means
         normal = torch.einsum("...ij,...j->...i", torch.linalg.inv(self.factors), off)  # one inverse serves all draws
-        log_volume = torch.linalg.slogdet(self.factors).logabsdet + 0.5 * self.dim * np.log(2 * np.pi)
+        log_volume = torch.linalg.slogdet(self.factors).logabsdet + 0.5 * self.dim * math.log(2 * math.pi)
         return torch.logsumexp(self.weights.log() - log_volume - 0.5 * normal.square().sum(-1), dim=-1)
 
     def to_array(self) -> Tensor:
@@ -386,18 +387,20 @@ class PoseMixture:
             ValueError: fewer than one draw; `per_pose` where the joints' weights differ.
         """
         _check_count("num_draws", num_draws)
-        shape = (num_draws, *self.weights.shape[:-1])
+        weights = self.weights
         if per_pose:
             uneven = (self.weights - self.weights[..., :1, :]).abs().amax(-1) > TOLERANCE[self.weights.dtype]
             _refuse(uneven, "per_pose needs the same weights at all joints of a frame", "joint")
-        device = self.weights.device if generator is None else generator.device
-        drawn = torch.rand((*shape[:-1], 1) if per_pose else shape, generator=generator, dtype=self.weights.dtype, device=device)
-        bounds = self.weights.cumsum(-1)
+            weights = weights[..., :1, :]
+        device = weights.device if generator is None else generator.device
+        drawn = torch.rand((num_draws, *weights.shape[:-1]), generator=generator, dtype=weights.dtype, device=device)
+        bounds = weights.cumsum(-1)
         total = bounds[..., -1:]
         # Inverse of the cumulative weights; rounding must not lead past the last component that has any weight.
-        level = drawn.to(bounds.device).expand(shape).movedim(0, -1) * total
+        level = drawn.to(bounds.device).movedim(0, -1) * total
         index = torch.searchsorted(bounds, level.contiguous(), right=True)
-        return torch.minimum(index, (bounds < total).sum(-1, keepdim=True)).movedim(-1, 0)
+        index = torch.minimum(index, (bounds < total).sum(-1, keepdim=True)).movedim(-1, 0)
+        return index.expand(num_draws, *self.weights.shape[:-1])
 
     def gather(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Means `(draws, ..., joints, dim)` and factors `(draws, ..., joints, dim, dim)` of drawn components `(draws, ..., joints)`.
@@ -589,7 +592,8 @@ def _floating(value: Array) -> Tensor:
     return value if value.dtype in TOLERANCE else value.float()
 
 
-def _expanded(name: str, value: Tensor, shape: Sequence[int]) -> Tensor:
+def _expanded(name: str, value: Any, shape: Sequence[int], like: Tensor) -> Tensor:
+    value = torch.as_tensor(value, dtype=like.dtype, device=like.device)
     try:
         return value.expand(shape)
     except RuntimeError:

@@ -26,6 +26,7 @@ class TrainingWindows(Dataset):
         seed: seed of the stream.
 
     An item is a dict: keypoints_2d `(frames, 17, 2)` in screen units of the canonical camera, confidence `(frames, 17)`,
+    keypoints_true `(frames, 17, 2)` without the detector's mistakes,
     pose `(frames, 17, 3)` root-relative metres in camera axes, root `(frames, 3)` metres.
     """
 
@@ -83,14 +84,16 @@ class TrainingWindows(Dataset):
         if self.body is not None:
             root, local = self.body(root, local, random)
         absolute, slopes = self.camera(root, local, random)
+        true = slopes
         if self.detector is not None:
             slopes, confidence = self.detector(slopes, random)
         else:
             confidence = torch.ones(slopes.shape[:-1])
-        keypoints = slopes * self.canonical_camera[:2] + self.canonical_camera[2:]
+        keypoints, true = (points * self.canonical_camera[:2] + self.canonical_camera[2:] for points in (slopes, true))
         return {
             "keypoints_2d": keypoints,
             "confidence": confidence,
+            "keypoints_true": true,
             "pose": absolute - absolute[:, :, :1],
             "root": absolute[:, :, 0],
         }

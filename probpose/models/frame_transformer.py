@@ -82,11 +82,12 @@ class FrameTransformerModel(AttentionBackendMixin, ModelMixin, ConfigMixin):
 
         At its noisiest timestep a denoiser learns nothing from the noisy pose: it is a lifter already.
         """
-        lifter = type(self).from_config({**self.config, "in_channels": 2}).to(self.device, self.dtype)
+        config = {name: value for name, value in self.config.items() if not name.startswith("_")}
+        lifter = type(self)(**{**config, "in_channels": 2}).to(self.device)
         lifter.load_state_dict({name: self.state_dict()[name] for name in lifter.state_dict()})
         time = self.time_embedding(torch.tensor([timestep], device=self.device))[0]
         lifter.keypoint_embedding.bias += self.pose_embedding.bias + time
-        return lifter.train(self.training)
+        return lifter.to(self.dtype).train(self.training)
 
     def forward(
         self,
@@ -114,8 +115,10 @@ class FrameTransformerModel(AttentionBackendMixin, ModelMixin, ConfigMixin):
         lifts = config.in_channels == 2
         if lifts and not (noisy_pose is None and timestep is None):
             raise ValueError("a lifter (in_channels=2) takes neither noisy_pose nor timestep")
-        if not lifts and (noisy_pose is None or timestep is None or output_features):
-            raise ValueError("a denoiser (in_channels=5) requires noisy_pose and timestep, and gives no features")
+        if not lifts and (noisy_pose is None or timestep is None):
+            raise ValueError("FrameTransformerModel is a denoiser (in_channels=5): noisy_pose and timestep are required")
+        if not lifts and output_features:
+            raise ValueError("a denoiser (in_channels=5) gives no features")
         shape = None if keypoints_2d is None else keypoints_2d.shape
         if lifts:
             batch, frames, joints = shape[:3] if shape is not None and len(shape) == 4 else (0, 0, 0)

@@ -15,6 +15,10 @@ _HOME = {
     "AggregatorConfig": "config",
     "AggregatorTrainer": "aggregator",
     "CalibrationReport": "calibration",
+    "DiffPoseConfig": "config",
+    "DiffPoseTrainer": "diffpose",
+    "LifterConfig": "config",
+    "LifterTrainer": "lifter",
     "Trainer": "trainer",
     "TrainingConfig": "config",
     "calibrate": "calibration",
@@ -29,11 +33,11 @@ if _missing := [name for name in ("accelerate", "pydantic", "tensorboard", "yaml
 
 
 def train(config_path: str | Path, resume: bool = False, overwrite: bool = False) -> Path:
-    """Train by a recipe; returns the folder of the final pipeline.
+    """Train by a recipe; returns the folder of the final pipeline, or of the lifter.
 
     Args:
-        config_path: a YAML recipe of a denoiser (`TrainingConfig`) or of a learned aggregator (`AggregatorConfig`); paths inside it are
-            relative to the working directory.
+        config_path: a YAML recipe of a denoiser (`TrainingConfig`), a lifter (`LifterConfig`), DiffPose's denoiser (`DiffPoseConfig`) or a
+            learned aggregator (`AggregatorConfig`); paths inside it are relative to the working directory.
         resume: continue from the newest checkpoint of the recipe's `output_dir`; start anew where there is none.
         overwrite: discard the checkpoints that are there and start anew.
 
@@ -43,14 +47,19 @@ def train(config_path: str | Path, resume: bool = False, overwrite: bool = False
         ValueError: a wrong recipe, with its fields named; or one that does not continue the run in `output_dir`.
         FloatingPointError: the loss is not finite any more; the checkpoints before it stay as they are.
     """
-    from .config import TrainingConfig, load_recipe
+    from .config import load_recipe
 
     recipe = load_recipe(config_path)
-    if isinstance(recipe, TrainingConfig):
-        from .trainer import Trainer as Kind
-    else:
-        from .aggregator import AggregatorTrainer as Kind
-    return Kind(recipe, resume, overwrite).train()
+    home, name = _TRAINERS[type(recipe).__name__]
+    return getattr(import_module(f"{__name__}.{home}"), name)(recipe, resume, overwrite).train()
+
+
+_TRAINERS = {
+    "AggregatorConfig": ("aggregator", "AggregatorTrainer"),
+    "DiffPoseConfig": ("diffpose", "DiffPoseTrainer"),
+    "LifterConfig": ("lifter", "LifterTrainer"),
+    "TrainingConfig": ("trainer", "Trainer"),
+}
 
 
 def __getattr__(name: str) -> Any:

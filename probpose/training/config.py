@@ -18,7 +18,7 @@ _VARIATIONS = {"body": BodyVariation, "camera": CameraVariation, "detector": Det
 
 # What a run may change when it is resumed: none of it alters what a step does (but for the end of the learning rate's decay).
 _FREE = (
-    "output_dir", "initialise_from", "checkpoint_every", "keep_checkpoints", "evaluate_every", "evaluation_windows", "log_every",
+    "output_dir", "initialise_from", "dtype", "checkpoint_every", "keep_checkpoints", "evaluate_every", "evaluation_windows", "log_every",
     "optim.steps", "data.num_workers", "scheduler.config.eta", "scheduler.config.noise_scale",
 )  # fmt: skip
 
@@ -81,6 +81,24 @@ class DenoiserOptimConfig(OptimConfig):
     first_step_share: float = Field(0.0, ge=0, le=1, description="share of examples at the noisiest timestep; the rest is uniform")
 
 
+class LifterOptimConfig(OptimConfig):
+    """Lifting of windows."""
+
+    velocity_weight: float = Field(0.0, ge=0, description="weight of the frame-to-frame velocity error beside MPJPE")
+    short_window_share: float = Field(0.0, ge=0, le=1, description="share of steps on windows cut to a random length")
+
+
+class DiffPoseOptimConfig(OptimConfig):
+    """Denoising of single frames of windows."""
+
+    num_frames: PositiveInt = Field(8, description="frames of a window, drawn at random, that one step looks at")
+    loss: Literal["distance", "squared_error"] = Field(
+        "distance", description="squared_error, summed over joints and channels, is published"
+    )
+    uv_weight: float = Field(0.1, ge=0, description="weight of the 2D channels in loss `distance`")
+    start_share: float = Field(0.0, ge=0, le=1, description="share of examples at the start timestep; the rest is uniform")
+
+
 class AggregatorOptimConfig(OptimConfig):
     """Aggregation of hypotheses that were sampled before."""
 
@@ -100,7 +118,7 @@ class SamplesConfig(_Section):
 class PipelineConfig(_Section):
     """How the trained pipelines are saved."""
 
-    arguments: dict[str, Any] = Field(default_factory=dict, description="of D3DPPipeline: the defaults of its calls")
+    arguments: dict[str, Any] = Field(default_factory=dict, description="of the pipeline's constructor: the defaults of its calls")
     dtype: Literal["float32", "float16"] = Field("float32", description="precision of the saved weights")
 
 
@@ -163,6 +181,26 @@ class TrainingConfig(Recipe):
     initialise_from: str | None = Field(None, description="pipeline folder whose denoiser weights to start from")
 
 
+class LifterConfig(Recipe):
+    """Recipe of a lifter."""
+
+    lifter: ComponentConfig
+    optim: LifterOptimConfig
+    dtype: Literal["float32", "float16"] = Field("float32", description="precision of the saved weights")
+    initialise_from: str | None = Field(None, description="folder of a lifter, or of a pipeline whose denoiser becomes one")
+
+
+class DiffPoseConfig(Recipe):
+    """Recipe of DiffPose's denoiser on top of a frozen lifter."""
+
+    lifter: str = Field(description="folder of the trained lifter, or of a pipeline that has one")
+    denoiser: ComponentConfig = ComponentConfig(name="GraFormerDenoiser")
+    scheduler: ComponentConfig = ComponentConfig(name="GMMScheduler")
+    optim: DiffPoseOptimConfig
+    pipeline: PipelineConfig = PipelineConfig()
+    initialise_from: str | None = Field(None, description="pipeline folder whose denoiser weights to start from")
+
+
 class AggregatorConfig(Recipe):
     """Recipe of a learned aggregator on top of a frozen pipeline."""
 
@@ -172,16 +210,26 @@ class AggregatorConfig(Recipe):
     optim: AggregatorOptimConfig
 
 
-def load_recipe(path: str | Path) -> TrainingConfig | AggregatorConfig:
-    """Read a recipe of either kind; one that names a `pipeline` to build on trains an aggregator.
+def load_recipe(path: str | Path) -> Recipe:
+    """Read a recipe of any kind: what is trained tells which.
+
+    A `lifter` section trains a lifter, a lifter's folder DiffPose's denoiser on top of it; a `pipeline` to build on trains an aggregator;
+    anything else is a denoiser.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: not YAML, or wrong fields, each named.
     """
     content = _read(Path(path))
-    aggregates = {"aggregator", "samples"} & content.keys() or isinstance(content.get("pipeline"), str)
-    return _validated(AggregatorConfig if aggregates else TrainingConfig, content, Path(path))
+    if isinstance(content.get("lifter"), dict):
+        kind = LifterConfig
+    elif "lifter" in content:
+        kind = DiffPoseConfig
+    elif {"aggregator", "samples"} & content.keys() or isinstance(content.get("pipeline"), str):
+        kind = AggregatorConfig
+    else:
+        kind = TrainingConfig
+    return _validated(kind, content, Path(path))
 
 
 def load_data_section(path: str | Path) -> DataConfig:

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
 
 import probpose.models
 import probpose.schedulers
-from probpose.data.dataset import TrainingWindows
 from probpose.pipelines import D3DPPipeline, ProbPosePipeline, SamplerSettings
 
 from .config import TrainingConfig
-from .loop import TrainingLoop, build_component, split_clips, windows_for
+from .loop import build_component
+from .windows import WindowLoop, rendered
 
 
-class Trainer(TrainingLoop):
+class Trainer(WindowLoop):
     """Trains a denoiser by a recipe; see `TrainingLoop` for arguments and errors."""
 
     config: TrainingConfig
@@ -32,31 +30,25 @@ class Trainer(TrainingLoop):
     def build(self) -> Any:
         denoiser = build_component(probpose.models, self.config.denoiser, "denoiser", takes="noisy_pose")
         self.scheduler = build_component(probpose.schedulers, self.config.scheduler, "scheduler")
+        config = denoiser.config
+        if config.get("num_frames") is None:
+            raise ValueError(f"denoiser.name: {self.config.denoiser.name} refines a lifter's pose: name the trained one as `lifter`")
+        if config.get("in_channels") == 2 or config.get("use_timestep") is False:
+            raise ValueError(
+                "denoiser.config: a lifter has no noise to remove; a denoiser has in_channels: 5 and use_timestep: true, and a recipe with "
+                "a section `lifter` trains lifters"
+            )
         self._pipeline(denoiser)  # wrong arguments should not wait for the first checkpoint to be noticed
-        self.training_windows, self.validation_windows = self._datasets(denoiser.config)
+        self.set_windows(config, "denoiser", self.config.denoiser.name, config.num_frames, self.config.optim.short_window_share)
         return denoiser
 
     def initialise(self, network: Any) -> None:
         if self.config.initialise_from is not None:
-            _copy_weights(ProbPosePipeline.from_pretrained(self.config.initialise_from).denoiser, network)
-
-    def batches(self) -> Iterable[dict[str, Tensor]]:
-        optim, workers = self.config.optim, self.config.data.num_workers
-        remaining = Subset(self.training_windows, range(self.step * optim.batch_size, optim.steps * optim.batch_size))
-        loader = DataLoader(
-            remaining,
-            batch_size=optim.batch_size,
-            num_workers=workers,
-            prefetch_factor=4 if workers else None,
-            worker_init_fn=_one_thread,
-        )
-        return self.accelerator.prepare(loader)
+            copy_weights(ProbPosePipeline.from_pretrained(self.config.initialise_from).denoiser, network)
 
     def loss(self, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, float]:
         optim, process = self.config.optim, self.accelerator.process_index
-        if torch.rand((), generator=generator) < optim.short_window_share:
-            length = int(torch.randint(1, batch["pose"].shape[1] + 1, (), generator=generator))
-            batch = {key: value[:, :length] for key, value in batch.items()}
+        batch = self.shortened(batch, optim.short_window_share, generator)
         pose, count = batch["pose"], len(batch["pose"])
         share = slice(process * count, (process + 1) * count)
         noise = torch.randn(optim.batch_size, *pose.shape[1:], generator=generator)[share].to(pose)
@@ -84,7 +76,7 @@ class Trainer(TrainingLoop):
         mean_error, best_error, count = 0.0, 0.0, self.config.evaluation_windows
         for first in range(0, count, 128):
             rows = list(range(first, min(first + 128, count)))
-            batch = {k: v.to(device) for k, v in self.validation_windows.render(rows).items()}
+            batch = {k: v.to(device) for k, v in rendered(self.validation_windows, rows).items()}
             generator = torch.Generator().manual_seed(first)
             hypotheses = pipe.sample_clips(batch["keypoints_2d"], batch["confidence"], settings, generator, max_batch_size=1024)
             hypotheses = hypotheses - hypotheses[..., :1, :]
@@ -102,57 +94,12 @@ class Trainer(TrainingLoop):
         except (TypeError, ValueError) as error:
             raise ValueError(f"pipeline.arguments: {error}") from None
 
-    def _datasets(self, denoiser: Any) -> tuple[TrainingWindows, TrainingWindows | None]:
-        """Training and validation windows as a denoiser of this configuration takes them."""
-        data, optim = self.config.data, self.config.optim
-        clips, held_out = split_clips(data)
-        num_frames, window, name = data.num_frames or denoiser.num_frames, denoiser.num_frames, self.config.denoiser.name
-        skeletons = (denoiser.skeleton, denoiser.get("input_skeleton") or denoiser.skeleton, denoiser.num_joints)
-        problems = [
-            (
-                skeletons != ("h36m_17", "h36m_17", 17),
-                f"denoiser.config: training windows hold the 17 joints of h36m_17, but the denoiser is made for {skeletons}",
-            ),
-            (
-                denoiser.get("in_channels") == 2 or denoiser.get("use_timestep") is False,
-                "denoiser.config: a lifter has no noise to remove, training needs in_channels: 5 and use_timestep: true",
-            ),
-            (
-                denoiser.canonical_camera is None,
-                "denoiser.config.canonical_camera: training windows need the [fx, fy, cx, cy] of a camera, got null",
-            ),
-            (
-                denoiser.fps not in (None, clips.fps),
-                f"denoiser.config.fps: {denoiser.fps}, but the clips of data.paths have {clips.fps:g} frames per second",
-            ),
-            (
-                num_frames > window,
-                f"data.num_frames: {num_frames} frames are more than the denoiser's window of {window}",
-            ),
-            (
-                not denoiser.get("any_length") and (num_frames != window or optim.short_window_share > 0),
-                f"data.num_frames, optim.short_window_share: this {name} takes windows of {window} frames only",
-            ),
-        ]
-        for wrong, message in problems:
-            if wrong:
-                raise ValueError(message)
-        training = windows_for(data, denoiser, clips, optim.steps * optim.batch_size, self.config.seed, num_frames)
-        if held_out is None:
-            return training, None
-        unweighted = data.model_copy(update={"source_weights": None})
-        return training, windows_for(unweighted, denoiser, held_out, self.config.evaluation_windows, self.config.seed + 1, num_frames)
 
-
-def _copy_weights(source: Any, target: Any) -> None:
-    """Start the denoiser `target` from the weights of `source`; ValueError unless they fit."""
+def copy_weights(source: Any, target: Any) -> None:
+    """Start the network `target` from the weights of `source`; ValueError unless they fit."""
     try:
         target.load_state_dict(source.state_dict())
     except RuntimeError:
         kinds = [{"name": type(model).__name__, **model.config} for model in (source, target)]
         differing = "; ".join(f"{k} is {kinds[0].get(k)!r} there, {v!r} in the recipe" for k, v in kinds[1].items() if kinds[0].get(k) != v)
-        raise ValueError(f"initialise_from: the weights do not fit the recipe's denoiser: {differing}") from None
-
-
-def _one_thread(_: int) -> None:
-    torch.set_num_threads(1)
+        raise ValueError(f"initialise_from: the weights do not fit the recipe's network: {differing}") from None
