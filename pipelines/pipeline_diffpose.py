@@ -248,7 +248,7 @@ class DiffPosePipeline(ProbPosePipeline):
             for rows in torch.arange(len(windows)).split(max_batch_size):
                 lifted, seen = self._lifter_call(windows.keypoints[rows].to(dtype), windows.confidence[rows].to(dtype), output_features)
                 for n, (row, (clip, start)) in enumerate(zip(rows.tolist(), windows.places(rows))):
-                    pose[clip, start : start + windows.window] += windows.weight(row)[:, 0] * lifted[n]
+                    pose[clip, start : start + windows.window] += windows.weight(row) * lifted[n]
                     if output_features:
                         features = seen.new_empty(clips, windows.clip_length, *seen.shape[2:]) if features is None else features
                         own = (owner == start).nonzero().flatten()

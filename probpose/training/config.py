@@ -18,8 +18,8 @@ _VARIATIONS = {"body": BodyVariation, "camera": CameraVariation, "detector": Det
 
 # What a run may change when it is resumed: none of it alters what a step does (but for the end of the learning rate's decay).
 _FREE = (
-    "output_dir", "initialise_from", "dtype", "checkpoint_every", "keep_checkpoints", "evaluate_every", "evaluation_windows", "log_every",
-    "optim.steps", "data.num_workers", "scheduler.config.eta", "scheduler.config.noise_scale",
+    "output_dir", "initialise_from", "dtype", "attention_backend", "checkpoint_every", "keep_checkpoints", "evaluate_every",
+    "evaluation_windows", "log_every", "optim.steps", "data.num_workers", "scheduler.config.eta", "scheduler.config.noise_scale",
 )  # fmt: skip
 
 
@@ -134,6 +134,7 @@ class Recipe(_Section):
     optim: OptimConfig
     seed: int = Field(0, ge=0)
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    attention_backend: str | None = Field(None, description="of the network in training; `_native_math` is fastest for few tokens on a CPU")
     checkpoint_every: PositiveInt = 1000
     keep_checkpoints: PositiveInt = 2
     evaluate_every: PositiveInt = 2000

@@ -122,6 +122,11 @@ class TrainingLoop(ABC):
             raise ValueError(f"optim.batch_size: {optim.batch_size} windows cannot be shared equally by {processes} processes")
         set_seed(config.seed)
         network = self.build()
+        if config.attention_backend is not None:
+            try:
+                network.set_attention_backend(config.attention_backend)
+            except (RuntimeError, ValueError) as error:
+                raise ValueError(f"attention_backend: {error}") from None
         newest = checkpoints[-1] if resume and checkpoints else None
         if newest is not None:
             config.check_continues(type(config).model_validate_json((newest / "recipe.json").read_text()))
