@@ -1,4 +1,4 @@
-"""Converters of original checkpoints, and the bundled models. Names are imported on first use."""
+"""Converters of original checkpoints and mixtures, and the bundled models. Names are imported on first use."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ _HOME = {
     "bundled_model": "bundled",
     "convert_original": "convert",
     "list_bundled_models": "bundled",
+    "load_original_mixtures": "mixtures",
     "load_original_state_dict": "convert",
 }
 

@@ -17,12 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .geometry import Camera as Camera
+    from .mixtures import PoseMixture as PoseMixture
     from .pipelines import D3DPPipeline as D3DPPipeline
+    from .pipelines import DiffPosePipeline as DiffPosePipeline
     from .pipelines import ProbPosePipeline as ProbPosePipeline
 
 _HOME = {
     "Camera": "probpose.geometry",
     "D3DPPipeline": "probpose.pipelines",
+    "DiffPosePipeline": "probpose.pipelines",
+    "PoseMixture": "probpose.mixtures",
     "ProbPosePipeline": "probpose.pipelines",
     "convert_original": "probpose.hub",
     "get_skeleton": "probpose.skeletons",

@@ -17,6 +17,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 import torch
@@ -93,15 +95,15 @@ class GMMScheduler(SchedulerMixin, ConfigMixin):
         for name, (value, allowed) in choices.items():
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
-        if not 0 < beta_start <= beta_end <= 1:
-            raise ValueError(f"beta_start and beta_end must satisfy 0 < beta_start <= beta_end <= 1, got {beta_start} and {beta_end}")
+        if not 0 < beta_start <= beta_end < 1:
+            raise ValueError(f"beta_start and beta_end must satisfy 0 < beta_start <= beta_end < 1, got {beta_start} and {beta_end}")
         if num_train_timesteps < 1 or num_components < 1:
             raise ValueError(f"num_train_timesteps and num_components must be at least 1, got {num_train_timesteps} and {num_components}")
-        if not 1 <= start_timestep <= num_train_timesteps:
-            raise ValueError(f"start_timestep must lie in 1..{num_train_timesteps}, got {start_timestep}")
         scales = pose_scale if isinstance(pose_scale, (list, tuple)) else [pose_scale]
         if not scales or not all(scale > 0 and math.isfinite(scale) for scale in scales):
             raise ValueError(f"pose_scale must hold positive numbers, got {pose_scale}")
+        if not _is_integer(start_timestep, num_train_timesteps):
+            raise ValueError(f"start_timestep must be an integer from 1 to {num_train_timesteps}, got {start_timestep!r}")
         _check_eta(eta)
         self.betas = _betas(beta_schedule, beta_start, beta_end, num_train_timesteps)
         self.alphas_cumprod = self._alpha_bars(torch.float32)[1:]
@@ -128,29 +130,26 @@ class GMMScheduler(SchedulerMixin, ConfigMixin):
             timesteps: an explicit falling list instead.
 
         Raises:
-            ValueError: neither or both of N and a list, a list that does not fall, timesteps outside 0..T - 1, or too many steps.
+            ValueError: neither or both of N and a list, a list that does not fall, timesteps outside 0..T - 1, or too many steps; a first
+                step where the noise leaves nothing of the pose, if the noise is what is predicted.
         """
         if (num_inference_steps is None) == (timesteps is None):
             raise ValueError("pass either num_inference_steps or timesteps")
-        last = len(self) - 1
-        if timesteps is not None:
-            visited = [int(t) for t in timesteps]
-            if not visited or any(a <= b for a, b in pairwise(visited)) or visited[0] > last or visited[-1] < 0:
-                raise ValueError(f"timesteps must fall strictly within {last}..0, got {visited}")
-            start = visited[0] if start_timestep is None else int(start_timestep)
+        start = self.config.start_timestep if start_timestep is None else start_timestep
+        if not _is_integer(start, len(self)):
+            raise ValueError(f"start_timestep must be an integer from 1 to {len(self)}, got {start!r}")
+        if timesteps is None:
+            visited = _spaced(self.config.timestep_spacing, start, num_inference_steps, len(self))
         else:
-            start = self.config.start_timestep if start_timestep is None else int(start_timestep)
-            spacing = self.config.timestep_spacing
-            most = min(start + 1, len(self)) if spacing == "trailing" else start
-            if not 1 <= start <= len(self):
-                raise ValueError(f"start_timestep must lie in 1..{len(self)}, got {start}")
-            if not isinstance(num_inference_steps, int) or not 1 <= num_inference_steps <= most:
-                raise ValueError(
-                    f"num_inference_steps must be an integer from 1 to {most} with start_timestep {start}, got {num_inference_steps!r}"
-                )
-            visited = _spaced(spacing, min(start, last) if spacing == "trailing" else start, num_inference_steps)
+            visited = [int(t) for t in timesteps]
+            bounded = [len(self), *visited, -1]
+            if not visited or visited != [float(t) for t in timesteps] or any(a <= b for a, b in pairwise(bounded)):
+                raise ValueError(f"timesteps must be integers that fall strictly within {len(self) - 1}..0, got {timesteps}")
+            start = visited[0] if start_timestep is None else start
+        if self.config.prediction_type == "scaled_epsilon" and self.alphas_cumprod[visited[0]] == 0:
+            raise ValueError(f"nothing is left of the pose at timestep {visited[0]} (ᾱ = 0): begin below, or predict the sample")
         self.num_inference_steps = len(visited)
-        self.start_timestep = min(start, last)
+        self.start_timestep = min(start, len(self) - 1)
         self.timesteps = torch.tensor(visited, dtype=torch.int64, device=device)
         self._next = dict(pairwise([*visited, -1]))
 
@@ -202,10 +201,11 @@ class GMMScheduler(SchedulerMixin, ConfigMixin):
             noise: standard normal ε, same shape.
             timesteps: integers `(batch,)` or one integer.
             component_mean: m of the drawn components, broadcast to the samples; needed for anchor "component", else not used.
-            component_scale: S, as standard deviations that broadcast to the samples or as matrices `(..., channels, channels)`; default 1.
+            component_scale: S, as standard deviations that broadcast to the samples, or as matrices `(..., channels, channels)` with one
+                axis more than the samples; default 1.
 
         Raises:
-            ValueError: a timestep outside 0..T - 1, or a missing mean.
+            ValueError: timesteps outside 0..T - 1 or of another number than the samples, a missing mean, or a scale that does not fit.
         """
         signal, sigma = self._levels(self._checked(timesteps), original_samples)
         mean = self._anchor(component_mean)
@@ -254,9 +254,10 @@ class GMMScheduler(SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: a timestep that `set_timesteps` did not choose, eta outside 0..1, or a missing mean.
         """
-        now = torch.as_tensor(timestep).cpu().long()
+        now = torch.as_tensor(timestep).cpu()
         if unknown := [t for t in now.flatten().tolist() if t not in self._next]:
             raise ValueError(f"timestep must be one of {sorted(self._next, reverse=True)}, got {unknown[0]}")
+        now = now.long()
         following = now.clone().apply_(self._next.__getitem__)
         eta = self.config.eta if eta is None else eta
         _check_eta(eta)
@@ -267,7 +268,7 @@ class GMMScheduler(SchedulerMixin, ConfigMixin):
         c1 = eta * ratio.clamp_min(0).sqrt()
         c2 = (sigma_next.square() - c1.square()).clamp_min(0).sqrt()
         prev = mean + signal_next * clean + c2 * noise
-        if c1.any():
+        if eta > 0 and (following >= 0).any():
             if variance_noise is None:
                 variance_noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
             prev = prev + c1 * _scaled(variance_noise, component_scale if self.config.scale_step_noise else None)
@@ -304,16 +305,19 @@ class GMMScheduler(SchedulerMixin, ConfigMixin):
 
     def _levels(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """√ᾱ and √(1 - ᾱ) at timesteps from -1 on, broadcast over samples `(batch, ...)`."""
+        if timesteps.shape not in ((), (1,), (len(like),)):
+            raise ValueError(f"timesteps must be one integer or one for each of {len(like)} samples, got shape {tuple(timesteps.shape)}")
         alpha = self._alpha_bars(torch.float64 if like.dtype == torch.float64 else torch.float32).double()[timesteps + 1]
         if alpha.ndim:
             alpha = alpha.reshape(-1, *[1] * (like.ndim - 1))
         return alpha.sqrt().to(like.dtype).to(like.device), (1 - alpha).sqrt().to(like.dtype).to(like.device)
 
     def _checked(self, timesteps: Tensor | int) -> Tensor:
-        timesteps = torch.as_tensor(timesteps).cpu().long()
-        if timesteps.min() < 0 or timesteps.max() >= len(self):
-            raise ValueError(f"timesteps must lie in 0..{len(self) - 1}, got {timesteps.tolist()}")
-        return timesteps
+        timesteps = torch.as_tensor(timesteps).cpu()
+        whole = timesteps.long()
+        if (whole != timesteps).any() or (whole < 0).any() or (whole >= len(self)).any():
+            raise ValueError(f"timesteps must be integers in 0..{len(self) - 1}, got {timesteps.tolist()}")
+        return whole
 
     def _anchor(self, component_mean: Tensor | None) -> Tensor | float:
         if self.config.anchor == "zero":
@@ -324,21 +328,29 @@ class GMMScheduler(SchedulerMixin, ConfigMixin):
 
 
 def _scaled(noise: Tensor, scale: Tensor | None) -> Tensor:
-    """S ε; S as standard deviations or as matrices."""
+    """S ε; S as standard deviations, or as matrices, which have an axis more."""
     if scale is None:
         return noise
-    channels = noise.shape[-1]
-    matrices = scale.ndim > noise.ndim or (scale.shape[-2:] == (channels, channels) and not _broadcasts(scale.shape, noise.shape))
-    return (scale @ noise[..., None])[..., 0] if matrices else scale * noise
+    matrices = scale.ndim > noise.ndim
+    try:
+        scaled = (scale @ noise[..., None])[..., 0] if matrices else scale * noise
+    except RuntimeError:
+        scaled = None
+    if scaled is None or scaled.shape != noise.shape:
+        raise ValueError(
+            f"component_scale must hold standard deviations that broadcast to {tuple(noise.shape)}, or matrices of shape "
+            f"(..., {noise.shape[-1]}, {noise.shape[-1]}) with one axis more, got {tuple(scale.shape)}"
+        )
+    return scaled
 
 
-def _broadcasts(shape: torch.Size, target: torch.Size) -> bool:
-    return len(shape) <= len(target) and all(a in (1, b) for a, b in zip(reversed(shape), reversed(target)))
+def _is_integer(value: Any, most: int) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and 1 <= value <= most
 
 
 def _check_eta(eta: float) -> None:
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta must lie in 0..1, got {eta}")
+    if not (isinstance(eta, Real) and 0 <= eta <= 1):
+        raise ValueError(f"eta must lie in 0..1, got {eta!r}")
 
 
 def _betas(kind: str, start: float, end: float, count: int) -> Tensor:
@@ -356,12 +368,14 @@ def _betas(kind: str, start: float, end: float, count: int) -> Tensor:
     return torch.from_numpy(betas)
 
 
-def _spaced(spacing: str, start: int, count: int) -> list[int]:
+def _spaced(spacing: str, start: int, count: int, total: int) -> list[int]:
     """The visited timesteps in falling order, without duplicates."""
+    first = min(start, total - 1)  # what "trailing" visits
+    most = first + 1 if spacing == "trailing" else start
+    if not _is_integer(count, most):
+        raise ValueError(f"num_inference_steps must be an integer from 1 to {most} with start_timestep {start}, got {count!r}")
     if spacing == "uniform":
-        rising = range(0, start, start // count)
-    elif spacing == "quad":
-        rising = sorted({int(t) for t in np.linspace(0, np.sqrt(0.8 * start), count) ** 2})
-    else:
-        rising = [int(t) for t in np.linspace(start, -1, count, endpoint=False)][::-1]
-    return list(reversed(rising))
+        return list(range(0, start, start // count))[::-1]
+    if spacing == "quad":
+        return sorted({int(t) for t in np.linspace(0, np.sqrt(0.8 * start), count) ** 2}, reverse=True)
+    return [int(t) for t in np.linspace(first, -1, count, endpoint=False)]

@@ -68,6 +68,38 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def make_diffpose() -> Callable:
+    """`make_diffpose()`: a DiffPosePipeline of small random networks; `lifter=` another lifter, and defaults as the pipeline takes them."""
+    import torch
+
+    from probpose.models import FrameTransformerModel, GraFormerDenoiser
+    from probpose.pipelines import DiffPosePipeline
+    from probpose.schedulers import GMMScheduler
+
+    def make(lifter=None, **settings):
+        torch.manual_seed(0)
+        lifter = lifter or FrameTransformerModel(num_frames=9, in_channels=2, width=32, depth=1, num_attention_heads=2)
+        level, channels = lifter.context_shape
+        context = {"context_level": level, "context_channels": channels}
+        camera = (2.29, 2.29, 0.0, 0.0)
+        denoiser = GraFormerDenoiser(width=16, depth=1, num_attention_heads=2, canonical_camera=camera, **context)
+        settings = {"default_num_hypotheses": 3, **settings}
+        pipe = DiffPosePipeline(denoiser=denoiser.eval(), lifter=lifter.eval(), scheduler=GMMScheduler(), **settings)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_diffpose(tmp_path_factory: pytest.TempPathFactory, make_diffpose: Callable) -> Path:
+    """Folder of such a pipeline."""
+    folder = tmp_path_factory.mktemp("model") / "diffpose"
+    make_diffpose().save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def run_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Iterator[Callable[..., tuple[int, str, str]]]:
     """`run_command("sample", path, …)` runs a command line; returns exit code, stdout and stderr."""

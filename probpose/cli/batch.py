@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from .options import fingerprint, load_model, own_device
+from .options import check_sampler, fingerprint, load_model, own_device
 from .tracks import check_size, sample_track
 
 
@@ -164,7 +164,7 @@ def _check_options(pipe: Any, reading: dict, focal: float | None, settings: dict
         raise ValueError(f"--format must be one of {', '.join(list_formats())}, got {reading['format']!r}")
     if focal is not None:
         Camera((focal, focal), (0.0, 0.0))
-    pipe.count_passes(1, **{key: value for key, value in settings.items() if key not in ("aggregation", "calibrated")})
+    check_sampler(pipe, settings)
     pipe.choose_aggregator(settings.get("aggregation", "default"))
 
 

@@ -16,8 +16,10 @@ from .options import (
     Overwrite,
     Seed,
     Share,
+    StartOption,
     Steps,
     app,
+    check_sampler,
     epilog,
     fingerprint,
     load_model,
@@ -53,6 +55,7 @@ def _list_quirks(wanted: bool) -> None:
         "probpose evaluate my/model --data mocap17_test.npz --camera image-size --lens 1920x1080:1480 --json report.json",
         "probpose evaluate models/d3dp-h36m --data data/ --dataset h36m --keypoints cpn_ft_h36m_dbb --protocol p1 --latex table.tex",
         "probpose evaluate models/d3dp-h36m --data data/ --dataset h36m --quirk published_windows --quirk p_best_batch --out run --resume",
+        "probpose evaluate diffpose-mocap17 --data mocap17_test.npz -k 20 --start noisy --flip alternate",
         "probpose evaluate d3dp-mocap17 --data mpi_inf_3dhp_test_set/ --set annotation=univ_annot3",
         "torchrun --nproc-per-node 4 -m probpose evaluate d3dp-mocap17 --data mocap17_test.npz     (4 processors)",
         "accelerate launch --num_processes 4 -m probpose evaluate d3dp-mocap17 --data mocap17_test.npz     (4 GPUs)",
@@ -70,6 +73,7 @@ def evaluate(
     lens: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT:FOCAL: see the same motions through another camera.")] = None,
     num_hypotheses: Hypotheses = None,
     steps: Steps = None,
+    start: StartOption = None,
     flip: FlipOption = None,
     share_first_step: Share = None,
     quirk: Annotated[list[str] | None, typer.Option(help="Compute as an original repository does. See --list-quirks.")] = None,
@@ -115,10 +119,12 @@ def evaluate(
 
         clips = processes.from_main(prepare)
         pipe = load_model(model, own_device(device, processes.local_index))
+        sampler = sampler_settings(num_hypotheses, steps, start, flip, share_first_step)
+        processes.from_main(lambda: check_sampler(pipe, sampler))
         report = run(
             pipe, clips, protocol, camera=camera.value.replace("-", "_"), quirks=quirk or (), seed=seed, threads=threads,
             max_batch_size=max_batch_size, out=out, save_hypotheses=save_hypotheses, resume=resume, overwrite=overwrite and out is not None,
-            model=f"{model} ({fingerprint(pipe)})", **sampler_settings(num_hypotheses, steps, flip, share_first_step),
+            model=f"{model} ({fingerprint(pipe)})", **sampler,
         )  # fmt: skip
         if processes.is_main:
             _write(report, files, per_joint, overwrite)

@@ -50,17 +50,18 @@ def _describe_installation() -> None:
 
 def _describe_model(model: str) -> None:
     pipe = load_model(model, "cpu")
-    parameters = sum(p.numel() for p in pipe.denoiser.parameters())
     defaults = {key.removeprefix("default_"): value for key, value in pipe.config.items() if key.startswith("default_")}
     config = pipe.denoiser.config
     rows = {
         "pipeline": type(pipe).__name__,
-        "denoiser": f"{type(pipe.denoiser).__name__}, {parameters:,} parameters",
+        "denoiser": _describe_part(pipe.denoiser),
+        **({"lifter": _describe_part(pipe.lifter)} if "lifter" in pipe.components else {}),
         "scheduler": type(pipe.scheduler).__name__,
         "aggregator": _describe_part(getattr(pipe, "aggregator", None)),
         "calibrator": _describe_part(getattr(pipe, "calibrator", None)),
         "skeleton": f"{pipe.input_skeleton} in, {pipe.skeleton} out",
-        "window": f"{config.num_frames} frames" + (f" at {config.fps:g} fps" if config.get("fps") else ""),
+        "window": ("every frame for itself" if pipe.num_frames is None else f"{pipe.num_frames} frames")
+        + (f" at {config.fps:g} fps" if config.get("fps") else ""),
         "keypoints seen by": "image width"
         if config.get("canonical_camera") is None
         else f"canonical camera {list(config.canonical_camera)}",

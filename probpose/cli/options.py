@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 from enum import Enum
@@ -29,14 +30,33 @@ class Flip(str, Enum):
     every_step = "every_step"
     last_step = "last_step"
     alternate = "alternate"
+    lifter = "lifter"
     off = "off"
+
+    @property
+    def argument(self) -> str | bool:
+        """What a pipeline's call takes for it."""
+        return False if self is Flip.off else self.value
+
+
+class Start(str, Enum):
+    """Where DiffPose's hypotheses begin."""
+
+    mixture = "mixture"
+    noisy = "noisy"
+    released = "released"
+    prior = "prior"
 
 
 Model = Annotated[str, typer.Option(help="Bundled name, folder or Hub id of a pipeline.")]
 Hypotheses = Annotated[int | None, typer.Option("--num-hypotheses", "-k", help="Samples per motion. Default: the model's.")]
 Steps = Annotated[int | None, typer.Option("--steps", help="Sampling steps. Default: the model's.")]
-FlipOption = Annotated[Flip | None, typer.Option(help="Average with the mirrored prediction. Default: the model's.")]
-Share = Annotated[bool | None, typer.Option("--share-first-step/--own-first-step", help="One first step for all hypotheses.")]
+FlipOption = Annotated[
+    Flip | None,
+    typer.Option(help="Use the mirrored view, too; every_step, last_step: D3DP only, lifter: DiffPose only. Default: the model's."),
+]
+Share = Annotated[bool | None, typer.Option("--share-first-step/--own-first-step", help="D3DP: one first step for all hypotheses.")]
+StartOption = Annotated[Start | None, typer.Option(help="DiffPose: where hypotheses begin. Default: the model's.")]
 Seed = Annotated[int, typer.Option(help="Random seed; the same seed gives the same result.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 BatchSize = Annotated[int, typer.Option(help="Most windows x hypotheses in one network call; bounds the memory.")]
@@ -77,15 +97,48 @@ def load_model(model: str, device: str) -> Any:
     return ProbPosePipeline.from_pretrained(resolve_model(model)).to(device_)
 
 
-def sampler_settings(num_hypotheses: int | None, steps: int | None, flip: Flip | None, share_first_step: bool | None) -> dict[str, Any]:
+_OPTIONS = {
+    "num_hypotheses": "--num-hypotheses",
+    "num_inference_steps": "--steps",
+    "start": "--start",
+    "flip": "--flip",
+    "share_first_step": "--share-first-step",
+}
+"""Sampler settings, and the options that give them."""
+
+
+def sampler_settings(
+    num_hypotheses: int | None, steps: int | None, start: Start | None, flip: Flip | None, share_first_step: bool | None
+) -> dict[str, Any]:
     """Sampler settings that were given; the rest is the model's."""
-    given = {
-        "num_hypotheses": num_hypotheses,
-        "num_inference_steps": steps,
-        "flip": None if flip is None else (False if flip is Flip.off else flip.value),
-        "share_first_step": share_first_step,
-    }
-    return {key: value for key, value in given.items() if value is not None}
+    start, flip = None if start is None else start.value, None if flip is None else flip.argument
+    given = zip(_OPTIONS, (num_hypotheses, steps, start, flip, share_first_step), strict=True)
+    return {key: value for key, value in given if value is not None}
+
+
+def check_sampler(pipe: Any, settings: dict[str, Any]) -> None:
+    """Refuse sampler settings that this pipeline does not have, before any work; other settings are not looked at.
+
+    Raises:
+        ValueError: names the option, the pipeline and what is allowed.
+    """
+    settings = {key: value for key, value in settings.items() if key in _OPTIONS}
+    name, known = type(pipe).__name__, inspect.signature(pipe.settings).parameters
+    if foreign := [_OPTIONS[key] for key in settings if key not in known]:
+        allowed = ", ".join(option for key, option in _OPTIONS.items() if key in known)
+        raise ValueError(f"{', '.join(foreign)}: not for a {name}, whose sampler has {allowed}")
+    modes = {mode.argument: mode.value for mode in Flip if _takes(pipe, flip=mode.argument)}
+    if "flip" in settings and settings["flip"] not in modes:
+        raise ValueError(f"--flip of a {name} must be one of {', '.join(modes.values())}, got {settings['flip']}")
+    pipe.scheduler.set_timesteps(pipe.settings(**settings).num_inference_steps)
+
+
+def _takes(pipe: Any, **settings: Any) -> bool:
+    try:
+        pipe.settings(**settings)
+    except ValueError:
+        return False
+    return True
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

@@ -19,8 +19,10 @@ from .options import (
     Overwrite,
     Seed,
     Share,
+    StartOption,
     Steps,
     app,
+    check_sampler,
     epilog,
     load_model,
     parse_size,
@@ -34,6 +36,7 @@ from .tracks import check_size, sample_track
         "probpose sample walk.npz --out out",
         "probpose sample openpose_folder/ --image-size 1920x1080 --fps 30 --out out",
         "probpose sample results.json --skeleton coco_17 --image-size 1280x720 --focal 980 -k 50 --out out",
+        "probpose sample walk.npz --model diffpose-mocap17 --start noisy --flip lifter --out out",
         "probpose sample recordings/ --batch --shards parquet --out out --resume",
         "torchrun --nproc-per-node 8 -m probpose sample recordings/ --batch --out out     (8 processors)",
         "accelerate launch --num_processes 8 -m probpose sample recordings/ --batch --out out     (8 GPUs)",
@@ -51,6 +54,7 @@ def sample(
     format: Annotated[str | None, typer.Option(help="Layout of the file, if it is not recognised. See probpose info.")] = None,
     num_hypotheses: Hypotheses = None,
     steps: Steps = None,
+    start: StartOption = None,
     flip: FlipOption = None,
     share_first_step: Share = None,
     aggregation: Annotated[str | None, typer.Option(help="attention, jpma, mean, median or weighted. Default: the model's.")] = None,
@@ -71,7 +75,8 @@ def sample(
 ) -> None:
     """Sample 3D motions from 2D keypoints; one result per person.
 
-    Writes NAME.npz (hypotheses, pose, uncertainty, root, …), NAME.png and NAME.html into the output folder.
+    Writes NAME.npz (hypotheses, pose, uncertainty, root, …; lifted, if the model has a lifter), NAME.png and NAME.html into the output
+    folder.
 
     With --batch every keypoint file in the folder and its sub-folders is a recording; so is a sub-folder with one file per frame. A
     person's result is called like "walk.json/person3". The results go into shards (npz, or Parquet with one row per frame), and
@@ -80,7 +85,7 @@ def sample(
     and at the end, the exit code is 1, and --resume tries it again.
     """
     reading = {"format": format, "skeleton": skeleton, "image_size": parse_size(image_size), "fps": fps}
-    settings = sampler_settings(num_hypotheses, steps, flip, share_first_step)
+    settings = sampler_settings(num_hypotheses, steps, start, flip, share_first_step)
     settings |= {key: value for key, value in {"aggregation": aggregation, "calibrated": calibrated}.items() if value is not None}
     call = {"focal": focal, "conversion": conversion, "max_batch_size": max_batch_size}
     if batch:
@@ -124,6 +129,7 @@ def _sample_recording(
     if taken and not overwrite:
         raise FileExistsError(f"{taken[0]} exists; pass --overwrite to replace it")
     pipe = load_model(model, device)
+    check_sampler(pipe, settings)
     out.mkdir(parents=True, exist_ok=True)
     people = tqdm(list(zip(names, tracks)), desc="people", disable=len(tracks) == 1)
     for person_name, track in people:
@@ -154,10 +160,11 @@ def _write_result(stem: Path, result: Any, track: Any, pipe: Any, settings: dict
     shown, confidence = track.keypoints_2d, track.confidence
     if track.skeleton != skeleton.name:
         shown, confidence, _ = convert_with_confidence(shown, confidence, track.skeleton, skeleton.name)
+    outputs = {name: getattr(result, name) for name in ("hypotheses", "pose", "uncertainty", "root", "radius", "lifted")}
     with replacing(stem.with_name(stem.name + ".npz"), overwrite) as unfinished:
         np.savez_compressed(
             unfinished,
-            **{k: getattr(result, k) for k in ("hypotheses", "pose", "uncertainty", "root", "radius") if getattr(result, k) is not None},
+            **{name: value for name, value in outputs.items() if value is not None},
             keypoints_2d=track.keypoints_2d,
             confidence=track.confidence,
             frame=track.frame,

@@ -45,6 +45,7 @@ class Sample:
         hypotheses: `(windows, num_hypotheses, frames, joints, 3)` metres, relative to the root.
         recalibrated: the same after the pipeline's calibrator, or None.
         attention: `(windows, frames, joints, 3)` metres, the pose that the pipeline's learned aggregator makes, or None.
+        lifted: the same of the pipeline's lifter, or None.
         default: what a calibrated call gives by default, or None: pose `(windows, frames, joints, 3)`, uncertainty and conformal radius
             `(windows, frames, joints)`, metres.
         truth: `(windows, frames, joints, 3)` metres, relative to the root; NaN = not known.
@@ -60,6 +61,7 @@ class Sample:
     hypotheses: Tensor
     recalibrated: Tensor | None
     attention: Tensor | None
+    lifted: Tensor | None
     default: tuple[Tensor, Tensor, Tensor] | None
     truth: Tensor
     scored: Tensor
@@ -112,9 +114,8 @@ class Sample:
             if name in settings:
                 out = get_aggregator(aggregator)(self.hypotheses, self.keypoints_2d, self.camera, None, self.confidence, self.fps)
                 poses[name] = out.pose.double()
-        if self.attention is not None:
-            poses["attention"] = self.attention.double()
-        return poses
+        learned = {"attention": self.attention, "lifter": self.lifted}
+        return poses | {name: pose.double() for name, pose in learned.items() if pose is not None}
 
     def align(self, poses: Tensor) -> Tensor:
         """Poses `(windows, [num_hypotheses,] frames, joints, 3)` after the similarity that takes each frame nearest to the truth."""

@@ -23,6 +23,7 @@ class Metric(NamedTuple):
 
 
 SETTINGS: dict[str, tuple[str, str]] = {
+    "lifter": ("Lifter", "the pipeline's lifter alone, before any diffusion"),
     "p_agg": ("P-Agg", "mean of the hypotheses"),
     "j_agg": ("J-Agg", "JPMA, the root estimated as in the pipeline"),
     "j_agg_true_root": ("J-Agg*", "JPMA with the true root and camera, the published definition"),
@@ -31,7 +32,7 @@ SETTINGS: dict[str, tuple[str, str]] = {
     "p_best": ("P-Best", "oracle: the best hypothesis of each clip or window"),
     "j_best": ("J-Best", "oracle: the best hypothesis of each joint of each frame"),
 }
-"""Ways from K hypotheses to one pose (D3DP, ICCV 2023, and this library's own): heading and meaning."""
+"""Ways to one pose, from K hypotheses (D3DP, ICCV 2023, and this library's own) or before there are any: heading and meaning."""
 
 _MEASURES = {
     "": "MPJPE in mm: {}",
@@ -110,7 +111,7 @@ _ALWAYS = ("exclude_root", "single_frame_ece")
 # The protocols
 # ---------------------------------------------------------------------------------------------------------------------
 
-SIX = ("p_agg", "j_agg", "j_agg_true_root", "attention", "p_best", "j_best")
+SEVEN = ("lifter", "p_agg", "j_agg", "j_agg_true_root", "attention", "p_best", "j_best")
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ class Protocol:
     Args:
         name: registry name.
         title: for the heading of a report.
-        blocks: the tables; `attention` appears where the pipeline has an aggregator.
+        blocks: the tables; `attention` and `lifter` appear where the pipeline has an aggregator or a lifter.
         levels: tags that clips are grouped by, coarse to fine; several tags in one level are separated by spaces.
         mean_of_groups: the final number is the unweighted mean over the groups of the last level; else the mean over all frames.
         groups_in_rows: tables have a row per group instead of a row per metric.
@@ -213,9 +214,9 @@ ACTIONS = {
 
 def _h36m(name: str, *numbers: int) -> Protocol:
     blocks = {
-        1: Block("Protocol 1: MPJPE, mm", SIX),
-        2: Block("Protocol 2: PA-MPJPE, mm", tuple(f"p2_{setting}" for setting in SIX)),
-        3: Block("Protocol 3: N-MPJPE, mm", tuple(f"p3_{setting}" for setting in SIX)),
+        1: Block("Protocol 1: MPJPE, mm", SEVEN),
+        2: Block("Protocol 2: PA-MPJPE, mm", tuple(f"p2_{setting}" for setting in SEVEN)),
+        3: Block("Protocol 3: N-MPJPE, mm", tuple(f"p3_{setting}" for setting in SEVEN)),
     }
     quirks = {2: ("recentred_pa",), 3: ("procrustes_n_mpjpe",)}
     return Protocol(
@@ -244,9 +245,9 @@ PROTOCOLS: dict[str, Protocol] = {
             "3dhp",
             "MPI-INF-3DHP",
             (
-                Block("MPJPE, mm", SIX),
-                Block("PCK at 150 mm, %", tuple(f"pck_{setting}" for setting in SIX)),
-                Block("AUC, %", tuple(f"auc_{setting}" for setting in SIX)),
+                Block("MPJPE, mm", SEVEN),
+                Block("PCK at 150 mm, %", tuple(f"pck_{setting}" for setting in SEVEN)),
+                Block("AUC, %", tuple(f"auc_{setting}" for setting in SEVEN)),
             ),
             levels=("sequence",),
             joint_groups=True,
@@ -260,7 +261,7 @@ PROTOCOLS: dict[str, Protocol] = {
             "3dpw",
             "3DPW",
             (
-                Block("mm", (*SIX, "min_mpjpe", "pa_mpjpe", "min_pa_mpjpe", "mpjve", "acceleration")),
+                Block("mm", (*SEVEN, "min_mpjpe", "pa_mpjpe", "min_pa_mpjpe", "mpjve", "acceleration")),
             ),
             mean_of_groups=False,
             groups_in_rows=True,
@@ -269,7 +270,7 @@ PROTOCOLS: dict[str, Protocol] = {
         Protocol(
             "humaneva",
             "HumanEva-I",
-            (Block("Protocol 2: PA-MPJPE, mm", tuple(f"p2_{setting}" for setting in SIX)),),
+            (Block("Protocol 2: PA-MPJPE, mm", tuple(f"p2_{setting}" for setting in SEVEN)),),
             levels=("action subject",),
             columns={f"{action} S{number}": f"{action} S{number}" for action in ("Walk", "Jog", "Box") for number in (1, 2, 3)},
             quirks=("recentred_pa", "count_invalid_frames", *_ALWAYS),
@@ -281,7 +282,7 @@ PROTOCOLS: dict[str, Protocol] = {
                 Block(
                     "mm",
                     (
-                        *("p_agg", "j_agg", "j_agg_true_root", "weighted", "attention", "p_best", "j_best"),
+                        *("lifter", "p_agg", "j_agg", "j_agg_true_root", "weighted", "attention", "p_best", "j_best"),
                         *("pa_mpjpe", "n_mpjpe", "mpjve", "acceleration", "uncertainty", "root"),
                     ),
                 ),

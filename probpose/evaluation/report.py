@@ -232,10 +232,12 @@ class EvaluationReport:
         settings = self.settings
         skipped = f" ({settings['skipped_frames']} not scored)" if settings["skipped_frames"] else ""
         sampler = [f"{settings[key]} {name}" for key, name in (("num_hypotheses", "hypotheses"), ("num_inference_steps", "steps"))
-                   if settings[key] is not None]  # fmt: skip
-        if settings["flip"] is not None:
+                   if key in settings]  # fmt: skip
+        if "start" in settings:
+            sampler.append(f"start {settings['start']}")
+        if "flip" in settings:
             sampler.append(f"flip {str(settings['flip'] or 'none').replace('_', ' ')}")
-        if settings["share_first_step"] is not None:
+        if "share_first_step" in settings:
             sampler.append(f"first step {'shared' if settings['share_first_step'] else 'own'}")
         passes = "" if self.passes is None else f"{self.passes} network passes, "
         lines = [

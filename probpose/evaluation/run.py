@@ -10,6 +10,7 @@ Under `accelerate launch` or `torchrun` the clips are shared out among the proce
 from __future__ import annotations
 
 import atexit
+import inspect
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -48,6 +49,7 @@ def evaluate(
     camera: str = "known",
     num_hypotheses: int | None = None,
     num_inference_steps: int | None = None,
+    start: str | None = None,
     flip: str | bool | None = None,
     share_first_step: bool | None = None,
     quirks: Iterable[str] = (),
@@ -73,7 +75,8 @@ def evaluate(
         dataset: the clips, see `probpose.data.load_dataset`.
         protocol: name of a protocol (see `get_protocol`); the data set's by default.
         camera: "known", or "image_size": the pipeline has to guess the lens. J-Agg* uses the true one either way.
-        num_hypotheses, num_inference_steps, flip, share_first_step: as in the pipeline's call; None: its default.
+        num_hypotheses, num_inference_steps, start, flip, share_first_step: as in the pipeline's call; None: its default. The report
+            records those that the pipeline has.
         quirks: names of `QUIRKS`, departures of original repositories that are to be reproduced.
         seed: every clip draws from its own random stream, made of the seed and the clip's name, so that a clip's numbers do not depend
             on which clips are measured beside it.
@@ -91,8 +94,8 @@ def evaluate(
     Raises:
         FileExistsError: `out` holds a run, and neither `resume` nor `overwrite` was asked for.
         ValueError: an unknown protocol or camera, a quirk that is unknown or does not concern the protocol, clips without the tags that
-            the protocol groups by, joint sets without a conversion, no frame to score, a run of other settings in `out`, or anything that
-            the pipeline refuses; the clip is named.
+            the protocol groups by, joint sets without a conversion, no frame to score, a run of other settings in `out`, sampler settings
+            that the pipeline does not have, or anything that it refuses; the clip is named.
     """
     protocol = get_protocol(dataset.protocol if protocol is None else protocol)
     quirks = protocol.check_quirks(quirks)
@@ -103,8 +106,12 @@ def evaluate(
     for clip in dataset:
         protocol.labels(clip.name, clip.tags)  # rather now than after an hour
     given = {
-        "num_hypotheses": num_hypotheses, "num_inference_steps": num_inference_steps, "flip": flip, "share_first_step": share_first_step,
+        "num_hypotheses": num_hypotheses, "num_inference_steps": num_inference_steps, "start": start, "flip": flip,
+        "share_first_step": share_first_step,
     }  # fmt: skip
+    arguments = {name: value for name, value in given.items() if value is not None}
+    _check_sampler(pipe, arguments)
+    sampler = {name: arguments.get(name, pipe.config.get(f"default_{name}")) for name in given}
     settings = {
         "model": model or str(pipe.config.get("_name_or_path")),
         "dataset": dataset.name,
@@ -112,15 +119,12 @@ def evaluate(
         "clips": len(dataset),
         "frames": dataset.num_frames,
         "camera": camera,
-        **{name: pipe.config.get(f"default_{name}") if value is None else value for name, value in given.items()},
+        **{name: value for name, value in sampler.items() if value is not None},
         **{name: value if isinstance(value, (str, int, float, bool, type(None))) else repr(value) for name, value in options.items()},
         "seed": seed,
         "quirks": list(quirks),
         "skeleton": pipe.skeleton,
     }
-    arguments = {name: value for name, value in given.items() if value is not None}
-    if hasattr(pipe, "count_passes"):
-        pipe.count_passes(1, **arguments)  # refuses wrong settings at once
     job = _Job(pipe, protocol, camera == "known", arguments, options, quirks, seed, max_batch_size)
     processes = _processes()
     with _threads(threads or (1 if processes.count > 1 else None)), _silent(pipe):
@@ -141,6 +145,16 @@ def evaluate(
     settings["scored_frames"] = sum(result.scored for result in results)
     settings["skipped_frames"] = sum(result.skipped for result in results)
     return EvaluationReport(settings, protocol, results, (*dataset.notes, *_notes(pipe, dataset, protocol)))
+
+
+def _check_sampler(pipe: ProbPosePipeline, arguments: Mapping[str, Any]) -> None:
+    """Refuse wrong sampler settings rather now than in the first clip."""
+    if not hasattr(pipe, "settings"):  # a pipeline that does not sample
+        return
+    known = inspect.signature(pipe.settings).parameters
+    if foreign := [name for name in arguments if name not in known]:
+        raise ValueError(f"a {type(pipe).__name__} has no {', '.join(foreign)}; its sampler has {', '.join(known)}")
+    pipe.settings(**arguments)
 
 
 def _kept(
@@ -224,9 +238,12 @@ class _Job:
         frames, length = torch.arange(len(clip)), len(clip)
         if not {"published_windows", "drop_tails"} & set(self.quirks):
             return frames[None], scored[None]
-        window = self.pipe.denoiser.config.get("num_frames")
+        window = self.pipe.num_frames
         if window is None:
-            raise ValueError(f"{type(self.pipe.denoiser).__name__} has no window (num_frames) that clips could be cut by")
+            raise ValueError(
+                f"the networks of this {type(self.pipe).__name__} take every frame for itself: it has no window (num_frames) that clips "
+                "could be cut by"
+            )
         if "drop_tails" in self.quirks:
             scored = scored & (frames < length - length % window)
         if "published_windows" not in self.quirks:
@@ -286,6 +303,7 @@ class _Job:
             hypotheses=hypotheses,
             recalibrated=recalibrated,
             attention=attention,
+            lifted=None if out.lifted is None else out.lifted.cpu(),
             default=default,
             truth=positions - true_root[:, :, None],
             scored=scored & torch.isfinite(true_root).all(-1),

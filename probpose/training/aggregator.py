@@ -28,8 +28,10 @@ from probpose.pipelines import ProbPosePipeline
 from .config import AggregatorConfig, DataConfig
 from .loop import TrainingLoop, build_component, mix_seeds, split_clips, windows_for
 from .saving import save_changed
+from .windows import rendered
 
 SAMPLING_BATCH = 32  # windows rendered and sampled at a time
+_FREE_WINDOW = 27  # frames of a window for networks that take every frame for itself
 
 
 class AggregatorTrainer(TrainingLoop):
@@ -41,6 +43,7 @@ class AggregatorTrainer(TrainingLoop):
         config = self.config
         self.pipe = ProbPosePipeline.from_pretrained(config.pipeline).to(self.accelerator.device)
         self.pipe.set_progress_bar_config(disable=True)
+        self.camera = canonical_camera(self.pipe).to(self.accelerator.device)
         network = build_component(probpose.models, config.aggregator, "aggregator", takes="hypotheses")
         made_for, produced = (
             (network.config.num_joints, network.config.skeleton),
@@ -55,9 +58,8 @@ class AggregatorTrainer(TrainingLoop):
             raise ValueError(
                 f"optim.fewest_hypotheses: {config.optim.fewest_hypotheses}, but samples.num_hypotheses is {config.samples.num_hypotheses}"
             )
-        self.camera = canonical_camera(self.pipe).to(self.accelerator.device)
         clips, held_out = split_clips(config.data)
-        window = self.pipe.denoiser.config.num_frames
+        window = window_length(self.pipe)
         self.training_windows = windows_for(config.data, self.pipe.denoiser.config, clips, config.samples.windows, config.seed, window)
         self.validation_windows = None
         if held_out is not None:
@@ -141,18 +143,25 @@ def _origin(path: Path) -> str | None:
 
 
 def held_out_windows(data: DataConfig, pipe: ProbPosePipeline, clips: MocapClips, count: int, seed: int) -> TrainingWindows:
-    """Windows of clips kept out, as a pipeline's denoiser takes them; sources of which no clip was kept out lose their weight."""
+    """Windows of clips kept out, as a pipeline takes them; sources of which no clip was kept out lose their weight."""
     weights = {source: weight for source, weight in (data.source_weights or {}).items() if source in clips.sources}
     data = data.model_copy(update={"source_weights": weights or None})
-    return windows_for(data, pipe.denoiser.config, clips, count, seed, pipe.denoiser.config.num_frames)
+    return windows_for(data, pipe.denoiser.config, clips, count, seed, window_length(pipe))
+
+
+def window_length(pipe: ProbPosePipeline) -> int:
+    """Frames of the windows that are rendered for a pipeline."""
+    return pipe.num_frames or _FREE_WINDOW
 
 
 def canonical_camera(pipe: ProbPosePipeline) -> Camera:
     """The camera, in screen units, that a pipeline's training windows are expressed in.
 
     Raises:
-        ValueError: the pipeline's denoiser has none.
+        ValueError: the pipeline's denoiser has none, or the pipeline is for other joints than windows have.
     """
+    if (joints := (pipe.input_skeleton, pipe.skeleton)) != ("h36m_17", "h36m_17"):
+        raise ValueError(f"the pipeline reads {joints[0]} and produces {joints[1]}, but windows are rendered for h36m_17 only")
     canonical = pipe.denoiser.config.get("canonical_camera")
     if canonical is None:
         raise ValueError("the pipeline's denoiser has no canonical camera, so windows cannot be rendered for it")
@@ -167,12 +176,12 @@ def draw_samples(
 
     Returns:
         `hypotheses (windows, num_hypotheses, frames, joints, 3)` in half precision; `root (windows, frames, 3)`, estimated from them;
-        `keypoints_2d`, `confidence` and `pose` as in `TrainingWindows`.
+        `keypoints_2d`, `confidence` and `pose` as in `TrainingWindows`, unobserved keypoints being filled in.
     """
     camera, rows = canonical_camera(pipe), []
     settings = pipe.settings(num_hypotheses=num_hypotheses)
     for first in tqdm(range(0, len(windows), SAMPLING_BATCH), desc=description, unit="batch"):
-        batch = windows.render(list(range(first, min(first + SAMPLING_BATCH, len(windows)))))
+        batch = rendered(windows, list(range(first, min(first + SAMPLING_BATCH, len(windows)))))
         keypoints, confidence = batch["keypoints_2d"].to(pipe.device), batch["confidence"].to(pipe.device)
         with autocast():
             generator = torch.Generator().manual_seed(mix_seeds(windows.seed, first))

@@ -29,7 +29,7 @@ from probpose.calibration.recalibration import FEWEST_CASES
 from probpose.geometry import Camera
 from probpose.pipelines import ProbPosePipeline
 
-from .aggregator import SAMPLING_BATCH, canonical_camera, draw_samples, held_out_windows
+from .aggregator import SAMPLING_BATCH, canonical_camera, draw_samples, held_out_windows, window_length
 from .config import DataConfig
 from .loop import split_clips
 
@@ -104,7 +104,8 @@ def calibrate(
         mixed_precision: sample under bfloat16 autocast, which halves the time.
 
     Raises:
-        ValueError: too few clips kept out or too few windows, an unknown mode, or a coverage outside 0..1. The pipeline is as it was.
+        ValueError: too few clips kept out or too few windows, an unknown mode, a coverage outside 0..1, or a pipeline that windows cannot
+            be rendered for. The pipeline is as it was.
     """
     _, held_out = split_clips(data)
     names = held_out.names if held_out else []
@@ -114,8 +115,8 @@ def calibrate(
             f"data.validation_share: {data.validation_share} keeps {len(names)} clips out of training, too few to calibrate on one half of "
             "them and measure on the other"
         )
-    camera, config = canonical_camera(pipe).to(pipe.device), pipe.denoiser.config
-    fewest = max(64, 2 * math.ceil(FEWEST_CASES / len(range(0, config.num_frames, FRAMES_APART))))
+    camera = canonical_camera(pipe).to(pipe.device)
+    fewest = max(64, 2 * math.ceil(FEWEST_CASES / len(range(0, window_length(pipe), FRAMES_APART))))
     if windows < fewest:
         raise ValueError(f"windows must be at least {fewest}, got {windows}")
     conformal_quantile(torch.zeros(windows // 2), coverage)  # complains now rather than when all hypotheses are drawn
@@ -124,7 +125,7 @@ def calibrate(
     record |= {"clips": len(held_out), "windows": windows, "seed": seed}
     aggregation = pipe.config.default_aggregation or "mean"
     aggregator = pipe.choose_aggregator(aggregation)
-    calibrator = Recalibration(config.num_joints, mode, coverage=coverage, aggregation=aggregation, fitted_with=record)
+    calibrator = Recalibration(pipe.num_output_joints, mode, coverage=coverage, aggregation=aggregation, fitted_with=record)
     autocast = (lambda: torch.autocast(pipe.device.type, torch.bfloat16)) if mixed_precision else nullcontext
     halves = []
     for half, purpose in enumerate(("fit", "measure")):

@@ -38,7 +38,10 @@ class DiffPoseTrainer(WindowLoop):
         if not hasattr(self.scheduler, "get_target"):
             raise ValueError(f"scheduler.name: {config.scheduler.name} knows no mixtures; DiffPose needs GMMScheduler")
         self._pipeline(denoiser)  # wrong arguments should not wait for the first checkpoint to be noticed
-        self.set_windows(denoiser.config, "denoiser", config.denoiser.name, self.lifter.config.get("num_frames"))
+        lifter, name = self.lifter.config, type(self.lifter).__name__
+        if None not in (denoiser.config.fps, lifter.fps) and denoiser.config.fps != lifter.fps:
+            raise ValueError(f"denoiser.config.fps: {denoiser.config.fps}, but the lifter is one of {lifter.fps} frames per second")
+        self.set_windows(denoiser.config, "denoiser", name, lifter.get("num_frames"), any_length=bool(lifter.get("any_length")))
         return denoiser
 
     def initialise(self, network: Any) -> None:
@@ -84,18 +87,14 @@ class DiffPoseTrainer(WindowLoop):
         mean, factor = mixture.means[..., 0, :], mixture.factors[..., 0, :, :]
         drawn = mean + (factor @ noise[..., :2, None])[..., 0]
         takes_context = self.network.config.context_channels is not None
+        given = kept  # where the kept frames are among those that the lifter is given
+        if self.lifter.config.get("num_frames") is None:  # every frame for itself
+            keypoints, confidence, drawn, given = keypoints[:, kept], confidence[:, kept], drawn[:, kept], slice(None)
         with self.accelerator.autocast():
-            if self.lifter.config.get("num_frames") is None:  # every frame for itself
-                keypoints, confidence, drawn = keypoints[:, kept], confidence[:, kept], drawn[:, kept]
-            seen = self.lifter(keypoints, confidence=confidence, output_features=True) if takes_context else None
-            lifted = self.lifter(drawn, confidence=confidence).sample.float()
-        if lifted.shape[1] != len(kept):
-            lifted = lifted[:, kept]
-        context = None
-        if seen is not None:
-            features = seen.features.float()
-            features = features[:, kept] if features.shape[1] != len(kept) else features
-            context = features.flatten(0, 1)[:, None]
+            seen = self.lifter(keypoints, confidence=confidence, output_features=True).features if takes_context else None
+            lifted = self.lifter(drawn, confidence=confidence).sample
+        context = None if seen is None else seen.float()[:, given].flatten(0, 1)[:, None]
+        lifted = lifted.float()[:, given]
         lifted = lifted - lifted[..., :1, :]
         mean = torch.cat([mean[:, kept], lifted], dim=-1).flatten(0, 1)
         return mean, factor[:, kept].flatten(0, 1), context

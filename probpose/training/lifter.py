@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.configuration_utils import FrozenDict
 from torch import Tensor
 
 import probpose.models
@@ -72,19 +73,36 @@ def load_lifter(folder: str | Path) -> Any:
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: a folder with neither, or a pipeline whose denoiser cannot lift.
+        ValueError: a folder with neither, a damaged one, or a pipeline whose denoiser cannot lift.
     """
     folder = Path(folder)
     if (folder / "model_index.json").is_file():
         pipe = ProbPosePipeline.from_pretrained(folder)
-        if "lifter" in pipe.components:
-            return pipe.lifter
-        if not hasattr(pipe.denoiser, "to_lifter"):
-            raise ValueError(f"{folder} has no lifter, and its {type(pipe.denoiser).__name__} cannot become one")
-        return pipe.denoiser.to_lifter(len(pipe.scheduler) - 1)
+        if "lifter" not in pipe.components:
+            if not (hasattr(pipe.denoiser, "to_lifter") and pipe.denoiser.config.get("conditional", True)):
+                raise ValueError(f"{folder} has no lifter, and its {type(pipe.denoiser).__name__} cannot become one")
+            return pipe.denoiser.to_lifter(len(pipe.scheduler) - 1)
+        lifter = pipe.lifter
+    else:
+        lifter = _load_network(folder)
+    # Where it was loaded from is no part of it, and would be saved along.
+    lifter._internal_dict = FrozenDict({name: value for name, value in lifter.config.items() if name != "_name_or_path"})
+    return lifter
+
+
+def _load_network(folder: Path) -> Any:
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"no lifter at {folder}: it holds neither config.json nor model_index.json")
-    name = json.loads((folder / "config.json").read_text()).get("_class_name")
+    try:
+        name = json.loads((folder / "config.json").read_text())["_class_name"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / 'config.json'} is no config of a network: {error!r}") from None
     if name not in probpose.models.__all__ or not hasattr(getattr(probpose.models, name), "context_shape"):
         raise ValueError(f"{folder} holds a {name!r}, which is no lifter")
-    return getattr(probpose.models, name).from_pretrained(folder, torch_dtype=torch.float32)
+    kind = getattr(probpose.models, name)
+    lifter, found = kind.from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True, output_loading_info=True)
+    if missing := sorted(found["missing_keys"]):  # diffusers only warns, and leaves them random
+        raise ValueError(f"{folder} is damaged: it lacks the weights {', '.join(missing)}")
+    if lifter.config.get("in_channels", 2) != 2:
+        raise ValueError(f"{folder} holds a {name} denoiser, which is no lifter; a pipeline that it is part of can be named instead")
+    return lifter

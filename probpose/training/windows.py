@@ -21,14 +21,18 @@ class WindowLoop(TrainingLoop):
     training_windows: TrainingWindows
     validation_windows: TrainingWindows | None
 
-    def set_windows(self, network: Any, section: str, name: str, window: int | None, short_window_share: float = 0.0) -> None:
+    def set_windows(
+        self, network: Any, section: str, name: str, window: int | None, short_window_share: float = 0.0, any_length: bool | None = None
+    ) -> None:
         """Make the windows of the recipe's data as a network of this configuration takes them.
 
         Args:
             network: the network's config.
-            section, name: of the recipe that it was built by.
+            section: of the recipe that it was built by.
+            name: class of the network whose windows they are.
             window: frames that it sees at once; None: every frame for itself.
             short_window_share: of the recipe.
+            any_length: whether it takes shorter windows, too; None: as `network` says.
 
         Raises:
             ValueError: windows that the network could not take; the message names the fields.
@@ -37,7 +41,7 @@ class WindowLoop(TrainingLoop):
         clips, held_out = split_clips(data)
         num_frames = data.num_frames or window or 1
         skeletons = (network.skeleton, network.get("input_skeleton") or network.skeleton, network.num_joints)
-        any_length = window is None or network.get("any_length")
+        any_length = window is None or (network.get("any_length") if any_length is None else any_length)
         problems = [
             (
                 skeletons != ("h36m_17", "h36m_17", 17),
@@ -53,7 +57,7 @@ class WindowLoop(TrainingLoop):
             ),
             (
                 window is not None and num_frames > window,
-                f"data.num_frames: {num_frames} frames are more than the network's window of {window}",
+                f"data.num_frames: {num_frames} frames are more than this {name}'s window of {window}",
             ),
             (
                 not any_length and (num_frames != window or short_window_share > 0),

@@ -53,7 +53,7 @@ class Known:
         self.skeleton = self.input_skeleton = skeleton
         self.root_index = get_skeleton(skeleton).root
         self.config = {"default_num_hypotheses": 2, "default_flip": False}
-        self.denoiser = type("Denoiser", (), {"config": {"num_frames": window}})()
+        self.num_frames = window
         self.calls = []
         self.known = {}
         for c in data:
@@ -84,5 +84,5 @@ def along_x(*millimetres, joints=17, root=0):
 def tiny_pipeline(skeleton="h36m_17", window=16):
     torch.manual_seed(0)
     joints = get_skeleton(skeleton).num_joints
-    denoiser = FrameTransformerModel(window, joints, 32, 1, 2, skeleton=skeleton).eval()
+    denoiser = FrameTransformerModel(window, joints, width=32, depth=1, num_attention_heads=2, skeleton=skeleton).eval()
     return D3DPPipeline(denoiser, D3DPScheduler(), default_num_hypotheses=3, default_num_inference_steps=2, default_flip="last_step")

@@ -201,7 +201,7 @@ def sample(hypotheses, truth, quirks=(), root=None, camera=None, keypoints=None)
     keypoints = camera.project(truth + root[..., None, :]) if keypoints is None else keypoints
     confidence, scored = torch.ones(keypoints.shape[:-1]), torch.ones(frames, dtype=torch.bool)
     return Sample(
-        hypotheses, None, None, None, truth, scored, root, root, keypoints, confidence, camera, camera, 50.0, "h36m_17", 0, tuple(quirks)
+        hypotheses, None, None, None, None, truth, scored, root, root, keypoints, confidence, camera, camera, 50.0, "h36m_17", 0, tuple(quirks)
     )
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from probpose.geometry import Camera
-from probpose.models import FrameTransformerModel, MixSTEModel
-from probpose.pipelines import D3DPPipeline
-from probpose.schedulers import D3DPScheduler
+from probpose.models import FrameTransformerModel, GraFormerDenoiser, GraFormerLifter, MixSTEModel
+from probpose.pipelines import D3DPPipeline, DiffPosePipeline
+from probpose.schedulers import D3DPScheduler, GMMScheduler
 from probpose.skeletons import get_skeleton
 
 IMAGE = (1920, 1080)
@@ -31,7 +31,52 @@ def mixste_pipeline(scheduler=None, model=None, **defaults):
     return quiet(D3DPPipeline(denoiser=MixSTEModel(**config).eval(), scheduler=scheduler or D3DPScheduler(), **defaults))
 
 
+LIFTERS = {
+    "graformer": lambda: GraFormerLifter(width=16, depth=1, num_attention_heads=2),
+    "frame": lambda: FrameTransformerModel(num_frames=9, in_channels=2, width=16, depth=1, num_attention_heads=2),
+    "mixste": lambda: MixSTEModel(num_frames=9, in_channels=2, width=16, depth=1, num_attention_heads=2, use_timestep=False),
+}
+
+
+def stirred(model, seed=0):
+    """In eval mode, with weights far from their initial values, some of which are zero."""
+    generator = seeded(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+def diffpose_pipeline(lifter="graformer", context=True, scheduler=None, denoiser=None, **defaults):
+    """A lifter of single frames (which takes screen units), or of windows of up to 9 frames with a canonical camera, or of exactly 9.
+
+    The denoiser sees the lifter's features if there is to be context. The chain begins near the noise of the mixture, as in the paper.
+    """
+    torch.manual_seed(0)
+    lifter = stirred(LIFTERS[lifter]())
+    config = {"width": 16, "depth": 1, "num_attention_heads": 2, "canonical_camera": lifter.config.canonical_camera}
+    if context:
+        config |= dict(zip(("context_level", "context_channels"), lifter.context_shape))
+    denoiser = stirred(GraFormerDenoiser(**config | (denoiser or {})), seed=1)
+    scheduler = scheduler or GMMScheduler(
+        beta_end=0.2, anchor="component", prediction_type="sample", timestep_spacing="trailing", start_timestep=50, pose_scale=0.05
+    )
+    return quiet(DiffPosePipeline(denoiser=denoiser, lifter=lifter, scheduler=scheduler, **defaults))
+
+
 both_models = pytest.mark.parametrize("make_pipe", [frame_pipeline, mixste_pipeline], ids=["frame", "mixste"])
+
+
+# The kinds of lifters and context: arguments of `diffpose_pipeline`.
+all_lifters = pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param({"lifter": "graformer", "context": False}, id="graformer"),
+        pytest.param({"lifter": "graformer"}, id="graformer-context"),
+        pytest.param({"lifter": "frame"}, id="frame-context"),
+        pytest.param({"lifter": "mixste"}, id="mixste-context"),
+    ],
+)
 
 
 def seeded(seed=0):
