@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import repeat
 from numbers import Integral, Real
 from typing import Any
 
@@ -20,14 +21,15 @@ from probpose.skeletons import get_skeleton
 
 from .noise import NoiseSource
 from .pipeline_output import ProbPosePipelineOutput
-from .pipeline_probpose import PreparedInputs, ProbPosePipeline, check_call, is_a, mirrored_points
+from .pipeline_probpose import PreparedInputs, ProbPosePipeline, as_tensor, check_call, is_a, mirrored_points
 from .windows import Windows
 
 START_MODES = ("mixture", "noisy", "released", "prior")
 DIFFPOSE_FLIP_MODES = ("alternate", "lifter", False)
 
 _COMPONENTS = 999  # the draw that chooses mixture components; steps have smaller numbers
-_FRAMES_PER_WINDOW = 64  # what a window counts as where frames are counted
+_FRAMES_PER_WINDOW = 4  # a network of single frames takes as many of them for each window of `max_batch_size`
+_FRAMES_AT_ONCE = 64  # as many, of all hypotheses together, go through the chain at the same time
 _PRIOR_DRAWS = 64  # lifted draws that a prior mixture is fitted to
 
 
@@ -36,8 +38,8 @@ class DiffPosePipeline(ProbPosePipeline):
 
     Args:
         denoiser: `GraFormerDenoiser`, or a network of the same calling convention.
-        lifter: `GraFormerLifter`, or `MixSTEModel` or `FrameTransformerModel` as a lifter. If the denoiser takes context, the lifter's
-            features are it.
+        lifter: `GraFormerLifter`, or `MixSTEModel` or `FrameTransformerModel` as a lifter (`in_channels=2`). If the denoiser takes context,
+            the lifter's features are it.
         scheduler: `GMMScheduler`.
         aggregator, calibrator: as in `D3DPPipeline`.
         default_num_hypotheses, default_num_inference_steps, default_start, default_flip, default_aggregation: what a call uses that does
@@ -45,7 +47,7 @@ class DiffPosePipeline(ProbPosePipeline):
         window_overlap, hidden_when_converted: as in `D3DPPipeline`; windows are the lifter's.
 
     Raises:
-        ValueError: networks that do not fit each other.
+        ValueError: parts that do not fit each other, or defaults out of range.
     """
 
     _optional_components = ["aggregator", "calibrator"]  # noqa: RUF012  (diffusers reads it from the class)
@@ -67,6 +69,8 @@ class DiffPosePipeline(ProbPosePipeline):
     ):
         super().__init__()
         check_fit(lifter, denoiser)
+        if not hasattr(scheduler, "noise_map"):
+            raise ValueError(f"scheduler must be a GMMScheduler, got {type(scheduler).__name__}")
         self.register_modules(denoiser=denoiser, lifter=lifter, scheduler=scheduler, aggregator=aggregator, calibrator=calibrator)
         self.register_to_config(
             default_num_hypotheses=default_num_hypotheses,
@@ -112,20 +116,21 @@ class DiffPosePipeline(ProbPosePipeline):
             mixture: what the detector knows of the 2D pose, in pixels and in the model's joint set: `PoseMixture` of dimension 2 over
                 `([batch,] frames)`. Default: one component around every keypoint, as wide as its confidence says (full confidence where
                 none is given).
-            num_inference_steps: sampling steps, at most the scheduler's `start_timestep`.
+            num_inference_steps: sampling steps, see `GMMScheduler.set_timesteps`.
             start: "mixture": each hypothesis draws its own 2D pose, which is lifted, and noise is added; "noisy": one lifted pose and
-                noise; "released": one lifted pose and no noise, as in the published code, so that all hypotheses are equal unless eta > 0;
-                "prior": a mixture is fitted by EM to lifted draws, and hypotheses are drawn from it (the paper; slow, needs scikit-learn
-                if the scheduler has more than one component).
-            flip: "alternate": every other hypothesis is made in the mirrored view; "lifter": the lifted pose is averaged with that of the
-                mirrored view (the published video code); or False.
+                noise; "released": one lifted pose and no noise, as in the published code, so that all hypotheses (of one view) are equal
+                unless eta > 0; "prior": a mixture is fitted by EM to lifted draws, and hypotheses are drawn from it (the paper; slow,
+                needs scikit-learn if the scheduler has more than one component).
+            flip: "lifter": lifted poses are averaged with those of the mirrored view (the published video code); "alternate": every other
+                hypothesis is made in the mirrored view, and so is its own lifted pose; those that hypotheses share are averaged; or False.
             noise: standard normal noise: `(batch, K, frames, joints, 5)` for the start, or `(draws, batch, K, frames, joints, 5)` for the
                 start and every stochastic step in order. Otherwise every hypothesis has one draw, held over its frames: frames are denoised
                 each for itself, and independent noise would make motions flicker.
-            max_batch_size: largest number of windows × hypotheses in a lifter call, and of frames × hypotheses in a denoiser call.
+            max_batch_size: largest number of windows × hypotheses in a lifter call. Networks of single frames, as the denoiser is one, take
+                up to four times as many frames × hypotheses.
 
         Returns:
-            `ProbPosePipelineOutput`, with `lifted`, the lifter's own pose.
+            `ProbPosePipelineOutput`, with `lifted`, the lifter's own pose (averaged with that of the mirrored view if there is a flip).
 
         Raises:
             ValueError: any input of the wrong shape or range; the message names the value and what is allowed.
@@ -187,8 +192,8 @@ class DiffPosePipeline(ProbPosePipeline):
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Hypotheses, and the lifter's pose `(batch, frames, joints, 3)`.
 
-        Hypotheses are worked through in groups, so that no more than `max_batch_size` windows or frames are in a network at once. Each
-        has its own random stream, so the grouping never changes the result.
+        Hypotheses are worked through in groups, so that memory stays bounded. Each has its own random stream, so the grouping never
+        changes the result.
         """
         batch, frames = network_2d.shape[:2]
         scheduler, count = self.scheduler, settings.num_hypotheses
@@ -199,9 +204,9 @@ class DiffPosePipeline(ProbPosePipeline):
             raise ValueError(f"noise must hold 1 draw or at least {1 + sum(stochastic)} in {len(timesteps)} steps, got {len(noise)}")
         source = NoiseSource(noise, generator, batch, count, (frames, self.num_output_joints, 5), network_2d.device, held=True)
         mixture = PoseMixture.from_keypoints(network_2d, confidence) if mixture is None else mixture
-        observed = _Observed.of(self, network_2d, confidence, mixture, settings, max_batch_size)
-        distinct = 1 if settings.start == "released" and not any(stochastic) else count
-        group = max(1, min(distinct, _FRAMES_PER_WINDOW * max_batch_size // frames))
+        observed = _Observed(self, network_2d, confidence, mixture, settings, max_batch_size)
+        distinct = count if settings.start != "released" or any(stochastic) else min(count, 2 if settings.flip == "alternate" else 1)
+        group = min(distinct, _FRAMES_PER_WINDOW * max_batch_size, max(1, _FRAMES_AT_ONCE * max_batch_size // (batch * frames)))
         out = torch.empty(batch, distinct, frames, self.num_output_joints, 3, device=network_2d.device)
         with self.progress_bar(total=-(-distinct // group) * len(timesteps)) as bar:
             for first in range(0, distinct, group):
@@ -219,8 +224,8 @@ class DiffPosePipeline(ProbPosePipeline):
                 if not torch.isfinite(x).all():
                     raise ValueError(f"sampling left the range of numbers: check the networks' weights ({self.denoiser.dtype})")
                 out[:, members] = x[..., 2:]
-        out = out - out[..., self.root_index, None, :]
-        return out.expand(-1, count, -1, -1, -1).contiguous(), observed.pose
+        out -= out[..., self.root_index, None, :].clone()
+        return out if distinct == count else out[:, torch.arange(count) % distinct], observed.pose
 
     def lift(
         self, network_2d: Tensor, confidence: Tensor, max_batch_size: int = 256, output_features: bool = False
@@ -238,8 +243,8 @@ class DiffPosePipeline(ProbPosePipeline):
         config, dtype = self.lifter.config, self.lifter.dtype
         clips, frames = network_2d.shape[:2]
         if config.get("num_frames") is None:  # every frame for itself
-            keypoints, trust = network_2d.flatten(0, 1)[:, None], confidence.flatten(0, 1)[:, None]
-            parts = [self._lifter_call(k.to(dtype), c.to(dtype), output_features) for k, c in _split(max_batch_size, keypoints, trust)]
+            rows = (t.flatten(0, 1)[:, None].to(dtype).split(_FRAMES_PER_WINDOW * max_batch_size) for t in (network_2d, confidence))
+            parts = [self._lifter_call(*row, output_features) for row in zip(*rows)]
             pose, features = (None if p[0] is None else torch.cat(p)[:, 0].unflatten(0, (clips, frames)) for p in zip(*parts))
         else:
             windows = Windows.cut(config, network_2d, confidence, self._overlap)
@@ -258,7 +263,7 @@ class DiffPosePipeline(ProbPosePipeline):
 
     def _lifter_call(self, keypoints: Tensor, confidence: Tensor, output_features: bool) -> tuple[Tensor, Tensor | None]:
         out = self.lifter(keypoints, confidence=confidence, output_features=output_features)
-        return out.sample.float(), out.features
+        return out.sample.float() / self.lifter.config.get("unit_scale", 1.0), out.features
 
     @property
     def _overlap(self) -> int:
@@ -273,13 +278,17 @@ class DiffPosePipeline(ProbPosePipeline):
         mixture.check_joints(get_skeleton(self.input_skeleton).num_joints)
         if mixture.dim != 2:
             raise ValueError(f"mixture must be one of 2D positions in pixels, got dimension {mixture.dim}")
-        if skeleton not in (None, self.input_skeleton):
-            raise ValueError(f"a mixture must be in the model's joint set {self.input_skeleton!r}, got skeleton={skeleton!r}")
+        for name, value in (("skeleton", skeleton), ("mixture.skeleton", mixture.skeleton)):
+            if value not in (None, self.input_skeleton):
+                raise ValueError(f"a mixture must be in the model's joint set {self.input_skeleton!r}, got {name}={value!r}")
+        over = tuple(mixture.shape)
+        if len(over) not in (1, 2):
+            raise ValueError(f"mixture must be over ([batch,] frames), got one over {over}")
         if keypoints_2d is None:
-            return mixture.mean().float()
-        expected = tuple(mixture.means.shape[:-3])
-        if tuple(torch.as_tensor(keypoints_2d).shape[:-2]) != expected:
-            raise ValueError(f"mixture is over {expected}, but keypoints_2d has shape {tuple(torch.as_tensor(keypoints_2d).shape)}")
+            return mixture.mean()
+        keypoints_2d = as_tensor(keypoints_2d, "keypoints_2d")
+        if tuple(keypoints_2d.shape[:-2]) != over:
+            raise ValueError(f"mixture is over {over}, but keypoints_2d has shape {tuple(keypoints_2d.shape)}")
         return keypoints_2d
 
     def _network_mixture(self, mixture: PoseMixture | None, inputs: PreparedInputs) -> PoseMixture | None:
@@ -292,25 +301,33 @@ class DiffPosePipeline(ProbPosePipeline):
 
 
 def check_fit(lifter: Any, denoiser: Any) -> None:
-    """ValueError unless a lifter's features and joints are what a denoiser takes."""
-    ours, theirs = (
-        {name: network.config.get(name) for name in ("num_joints", "skeleton", "canonical_camera")} for network in (lifter, denoiser)
-    )
-    for settings in (ours, theirs):
-        settings["canonical_camera"] = None if settings["canonical_camera"] is None else [float(v) for v in settings["canonical_camera"]]
+    """ValueError unless these are a lifter and a denoiser, and the lifter's features and joints are what the denoiser takes."""
+    if not hasattr(lifter, "context_shape") or lifter.config.get("in_channels", 2) != 2:
+        raise ValueError(f"lifter must be a network that takes 2D positions alone (in_channels=2), got a denoiser, {type(lifter).__name__}")
+    if "context_channels" not in denoiser.config:
+        raise ValueError(f"denoiser must be a network of (u, v, x, y, z) as GraFormerDenoiser is, got {type(denoiser).__name__}")
+    ours, theirs = (_joints_and_camera(network.config) for network in (lifter, denoiser))
     if differing := [
         f"{name} is {ours[name]} in the lifter and {theirs[name]} in the denoiser" for name in ours if ours[name] != theirs[name]
     ]:
         raise ValueError(f"lifter and denoiser do not fit each other: {'; '.join(differing)}")
-    if lifter.config.get("in_channels", 2) != 2:
-        raise ValueError(f"lifter must be a network that takes 2D positions alone (in_channels=2), got a {type(lifter).__name__} denoiser")
-    if denoiser.config.get("context_channels") is not None:
+    if denoiser.config.context_channels is not None:
         given, taken = tuple(lifter.context_shape), (denoiser.config.context_level, denoiser.config.context_channels)
         if given != taken:
             raise ValueError(
                 f"the lifter's features are {given[1]} per {given[0]}, but the denoiser takes context_channels={taken[1]} with "
                 f"context_level={taken[0]!r}"
             )
+
+
+def _joints_and_camera(config: Any) -> dict[str, Any]:
+    camera = config.get("canonical_camera")  # a list once it has been saved
+    return {
+        "num_joints": config.num_joints,
+        "skeleton": config.skeleton,
+        "input_skeleton": config.get("input_skeleton") or config.skeleton,
+        "canonical_camera": None if camera is None else [float(value) for value in camera],
+    }
 
 
 @dataclass(frozen=True)
@@ -344,42 +361,30 @@ class DiffPoseSettings:
         return [(mirror, part) for mirror, part in ((False, slice(1 - odd, None, 2)), (True, slice(odd, None, 2))) if hypotheses[part]]
 
 
-@dataclass
 class _Observed:
     """The clips of a call, and what the lifter says of them.
 
     Args:
+        keypoints, confidence: `(batch, frames, joints, 2)` in the network's units and `(batch, frames, joints)`.
         mixture: of the 2D pose, in the network's units.
-        pose: the lifter's `(batch, frames, joints, 3)`, root-relative.
-        context: its features `(batch · frames, 1, joints or 1, channels)` in the view as it is and in the mirrored one; None if the
-            denoiser takes none.
-        prior: mixture over `(u, v, x, y, z)`, of start "prior".
+
+    `pose` is the lifter's `(batch, frames, joints, 3)`, root-relative; `context` its features `(batch · frames, 1, joints or 1, channels)`
+    in each view (mirrored or not), None if the denoiser takes none; `prior` the mixture over `(u, v, x, y, z)` of start "prior".
     """
 
-    pipe: DiffPosePipeline
-    keypoints: Tensor
-    confidence: Tensor
-    mixture: PoseMixture
-    settings: DiffPoseSettings
-    max_batch_size: int
-    pose: Tensor | None = None
-    context: dict[bool, Tensor | None] | None = None
-    prior: PoseMixture | None = None
-
-    @classmethod
-    def of(
-        cls, pipe: DiffPosePipeline, keypoints: Tensor, confidence: Tensor, mixture: PoseMixture, settings: DiffPoseSettings,
+    def __init__(
+        self, pipe: DiffPosePipeline, keypoints: Tensor, confidence: Tensor, mixture: PoseMixture, settings: DiffPoseSettings,
         max_batch_size: int,
-    ) -> _Observed:  # fmt: skip
-        self = cls(pipe, keypoints, confidence, mixture, settings, max_batch_size)
-        wanted = pipe.denoiser.config.get("context_channels") is not None
-        views = (False, True) if settings.flip else (False,)
-        poses, features = zip(*(self._lift(keypoints, mirror, wanted) for mirror in views))
+    ):  # fmt: skip
+        self.pipe, self.confidence, self.mixture, self.settings, self.max_batch_size = pipe, confidence, mixture, settings, max_batch_size
+        canonical = pipe.denoiser.config.get("canonical_camera")
+        self.order, self.centre = list(get_skeleton(pipe.skeleton).flip_index), 0.0 if canonical is None else canonical[2]
+        self.views = (False, True) if settings.flip else (False,)
+        takes_context = pipe.denoiser.config.context_channels is not None
+        poses, features = zip(*(self._lift(keypoints, mirror, takes_context) for mirror in self.views))
         self.pose = sum(poses) / len(poses)
-        self.context = dict(zip(views, (None if f is None else f.flatten(0, 1)[:, None] for f in features)))
-        if settings.start == "prior":
-            self.prior = self._fit_prior()
-        return self
+        self.context = {view: f.flatten(0, 1)[:, None] if takes_context else None for view, f in zip(self.views, features)}
+        self.prior = self._fit_prior() if settings.start == "prior" else None
 
     def start(self, members: slice, source: NoiseSource) -> tuple[Tensor, Tensor, Tensor]:
         """Where some hypotheses begin `(batch, k, frames, joints, 5)`, and the mixture components that they are drawn from: m and S."""
@@ -392,9 +397,12 @@ class _Observed:
             return mean + (scale @ noise[..., None])[..., 0], mean, scale
         uv, factor = _components(self.mixture, uniform)
         if mode == "mixture":
-            pose = self._lift_hypotheses(uv + (factor @ noise[..., :2, None])[..., 0], members)
+            drawn = uv + (factor @ noise[..., :2, None])[..., 0]
+            pose = drawn.new_empty(*drawn.shape[:-1], 3)
+            for mirror, part in self.settings.mirrored(range(members.start, members.stop)):
+                pose[:, part] = self._lift_draws(drawn[:, part], self.views if self.settings.flip == "lifter" else (mirror,))
         elif self.mixture.num_components > 1:
-            pose = self._lift_hypotheses(uv, members)
+            pose = self._lift_draws(uv, self.views)
         else:
             pose = self.pose[:, None].expand(*uv.shape[:-1], 3)
         mean, scale = torch.cat([uv, pose], dim=-1), scheduler.noise_map(factor)
@@ -404,65 +412,45 @@ class _Observed:
 
     def denoise(self, members: slice, x: Tensor, t: int) -> Tensor:
         """The denoiser's prediction for `x (batch, k, frames, joints, 5)`."""
-        pipe, out = self.pipe, torch.empty_like(x)
+        denoiser, out = self.pipe.denoiser, torch.empty_like(x)
         for mirror, part in self.settings.mirrored(range(members.start, members.stop)):
             seen = self._turned(x[:, part], mirror).transpose(1, 2)  # (batch, frames, k, joints, 5)
-            rows, context = seen.flatten(0, 1)[:, :, None], self.context[mirror]
-            step = max(1, _FRAMES_PER_WINDOW * self.max_batch_size // 16 // rows.shape[1])
-            parts = []
-            for first in range(0, len(rows), step):
-                some = None if context is None else context[first : first + step]
-                options = {} if some is None else {"context": some}
-                parts.append(pipe.denoiser(None, rows[first : first + step].to(pipe.denoiser.dtype), t, **options).sample)
-            predicted = torch.cat(parts).float()[:, :, 0].unflatten(0, seen.shape[:2]).transpose(1, 2)
-            out[:, part] = self._turned(predicted, mirror)
+            rows, context = seen.flatten(0, 1)[:, :, None].to(denoiser.dtype), self.context[mirror]
+            step = max(1, _FRAMES_PER_WINDOW * self.max_batch_size // rows.shape[1])
+            parts = zip(rows.split(step), repeat(None) if context is None else context.split(step))
+            predicted = torch.cat([denoiser(None, noisy, t, context=known).sample for noisy, known in parts])
+            out[:, part] = self._turned(predicted.float()[:, :, 0].unflatten(0, seen.shape[:2]).transpose(1, 2), mirror)
         return out
 
-    def _lift_hypotheses(self, uv: Tensor, members: slice) -> Tensor:
-        """Lift each hypothesis' own 2D pose `(batch, k, frames, joints, 2)`."""
-        out = uv.new_empty(*uv.shape[:-1], 3)
-        for mirror, part in self.settings.mirrored(range(members.start, members.stop)):
-            views = (False, True) if self.settings.flip == "lifter" else (mirror,)
-            points = uv[:, part]
-            lifted = sum(self._lift(points.flatten(0, 1), view, False)[0] for view in views) / len(views)
-            out[:, part] = lifted.unflatten(0, points.shape[:2])
-        return out
+    def _lift_draws(self, uv: Tensor, views: tuple[bool, ...]) -> Tensor:
+        """Lift several 2D poses of each clip `(batch, k, frames, joints, 2)`, averaged over views."""
+        return sum(self._lift(uv.flatten(0, 1), mirror)[0] for mirror in views).unflatten(0, uv.shape[:2]) / len(views)
 
-    def _lift(self, keypoints: Tensor, mirror: bool, features: bool) -> tuple[Tensor, Tensor | None]:
+    def _lift(self, keypoints: Tensor, mirror: bool, features: bool = False) -> tuple[Tensor, Tensor | None]:
         """Pose and features of clips, one or several for each clip of the call; the pose of a mirrored view is mirrored back."""
         confidence = self.confidence.repeat_interleave(len(keypoints) // len(self.confidence), dim=0)
         if mirror:
-            keypoints, confidence = mirrored_points(keypoints, self._order, self._centre), confidence[..., self._order]
+            keypoints, confidence = mirrored_points(keypoints, self.order, self.centre), confidence[..., self.order]
         pose, seen = self.pipe.lift(keypoints, confidence, self.max_batch_size, features)
-        return mirrored_points(pose, self._order) if mirror else pose, seen
+        return mirrored_points(pose, self.order) if mirror else pose, seen
 
     def _fit_prior(self) -> PoseMixture:
-        """A mixture over (u, v, x, y, z), fitted to lifted draws of the 2D pose."""
+        """A mixture over (u, v, x, y, z), fitted to lifted draws of the 2D pose, which are the same for every clip."""
         generator = torch.Generator().manual_seed(0)
-        shape = (_PRIOR_DRAWS, len(self.keypoints), 1, self.keypoints.shape[2])
-        uv, factor = _components(self.mixture, torch.rand(shape, generator=generator).to(self.keypoints).transpose(0, 1))
-        noise = torch.randn((*shape, 2), generator=generator).to(self.keypoints).transpose(0, 1)
-        uv = uv + (factor @ noise[..., None])[..., 0]
-        pose = self._lift(uv.flatten(0, 1), False, False)[0].unflatten(0, uv.shape[:2])
-        samples = torch.cat([uv, pose], dim=-1).transpose(0, 1)
-        components = self.pipe.scheduler.config.get("num_components", 1)
-        return PoseMixture.fit(samples.double().cpu(), components, progress=True).to(self.keypoints.device, self.keypoints.dtype)
+        shape = (1, _PRIOR_DRAWS, 1, self.mixture.num_joints)
+        uniform, noise = torch.rand(shape, generator=generator), torch.randn(*shape, 2, 1, generator=generator)
+        uv, factor = _components(self.mixture, uniform.to(self.confidence))
+        uv = uv + (factor @ noise.to(uv))[..., 0]
+        samples = torch.cat([uv, self._lift_draws(uv, self.views)], dim=-1).transpose(0, 1)
+        progress = not getattr(self.pipe, "_progress_bar_config", {}).get("disable", False)
+        return PoseMixture.fit(samples, self.pipe.scheduler.config.num_components, progress=progress)
 
     def _turned(self, uvxyz: Tensor, mirror: bool) -> Tensor:
         """Poses of the mirrored view, or as they are."""
         if not mirror:
             return uvxyz
-        parts = mirrored_points(uvxyz[..., :2], self._order, self._centre), mirrored_points(uvxyz[..., 2:], self._order)
+        parts = mirrored_points(uvxyz[..., :2], self.order, self.centre), mirrored_points(uvxyz[..., 2:], self.order)
         return torch.cat(parts, dim=-1)
-
-    @property
-    def _order(self) -> list[int]:
-        return list(get_skeleton(self.pipe.skeleton).flip_index)
-
-    @property
-    def _centre(self) -> float:
-        canonical = self.pipe.denoiser.config.get("canonical_camera")
-        return 0.0 if canonical is None else canonical[2]
 
 
 def _components(mixture: PoseMixture, uniform: Tensor) -> tuple[Tensor, Tensor]:
@@ -471,7 +459,3 @@ def _components(mixture: PoseMixture, uniform: Tensor) -> tuple[Tensor, Tensor]:
     index = (uniform[..., None] * cumulative[..., -1:] >= cumulative).sum(-1).clamp_max(mixture.num_components - 1)
     index = index.expand(-1, -1, mixture.means.shape[1], -1)
     return tuple(value.transpose(0, 1) for value in mixture.gather(index.transpose(0, 1)))
-
-
-def _split(size: int, *tensors: Tensor) -> zip:
-    return zip(*(tensor.split(size) for tensor in tensors))

@@ -76,6 +76,42 @@ def test_sample_writes_what_the_pipeline_returns(run, model, tmp_path):
         assert json.loads(str(result["settings"]))["seed"] == 3
 
 
+def test_a_pipeline_with_a_lifter(run, tiny_diffpose, tmp_path):
+    (track,) = walk()
+    write_keypoints(tmp_path / "walk.npz", [track])
+    words = ["sample", tmp_path / "walk.npz", "--model", tiny_diffpose, "--out", tmp_path / "out", "--no-picture"]
+    code, _, err = run(*words, "--start", "noisy", "--flip", "lifter")
+    assert code == 0, err
+    with np.load(tmp_path / "out" / "walk.npz", allow_pickle=False) as result:
+        from probpose import ProbPosePipeline
+
+        expected = ProbPosePipeline.from_pretrained(tiny_diffpose)(
+            track.keypoints_2d, track.confidence, image_size=(640, 480), start="noisy", flip="lifter", fps=25.0,
+            generator=torch.Generator().manual_seed(0), output_type="np",
+        )  # fmt: skip
+        np.testing.assert_allclose(result["hypotheses"], expected.hypotheses, atol=1e-6)
+        np.testing.assert_allclose(result["lifted"], expected.lifted, atol=1e-6)
+        assert json.loads(str(result["settings"])).items() >= {"start": "noisy", "flip": "lifter"}.items()
+    assert run(*words, "--flip", "off", "--overwrite")[0] == 0
+    described = dict(line.split("  ", 1) for line in run("info", tiny_diffpose)[1].splitlines())
+    assert "FrameTransformerModel" in described["lifter"] and described["window"].strip() == "9 frames"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--share-first-step"], "--share-first-step: not for a DiffPosePipeline, whose sampler has --num-hypotheses, --steps, --start"),
+        (["--flip", "last_step"], "--flip of a DiffPosePipeline must be one of alternate, lifter, off, got last_step"),
+        (["--steps", "999"], "num_inference_steps"),
+    ],
+)
+def test_options_of_other_pipelines(run, tiny_diffpose, tmp_path, words, message):
+    write_keypoints(tmp_path / "walk.npz", walk())
+    code, _, err = run("sample", tmp_path / "walk.npz", "--model", tiny_diffpose, "--out", tmp_path / "out", *words)
+    assert code == 2 and message in err and len(err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_several_people_and_another_skeleton(run, model, tmp_path):
     write_keypoints(tmp_path / "pair.npz", walk(people=2, skeleton="coco_17"))
     code, _, err = run("sample", tmp_path / "pair.npz", "--model", model, "--out", tmp_path / "out", "--no-picture", "--no-page")
@@ -128,6 +164,8 @@ def test_a_terminated_sample_leaves_no_half_written_file(model, tmp_path):
         (["KEYPOINTS", "--image-size", "0x480"], "WIDTHxHEIGHT"),
         (["KEYPOINTS", "-k", "0"], "num_hypotheses"),
         (["KEYPOINTS", "--steps", "-2"], "num_inference_steps"),
+        (["KEYPOINTS", "--start", "noisy"], "--start: not for a D3DPPipeline, whose sampler has"),
+        (["KEYPOINTS", "--flip", "lifter"], "--flip of a D3DPPipeline must be one of every_step, last_step, alternate, off, got lifter"),
         (["KEYPOINTS", "--aggregation", "best"], "aggregation"),
         (["KEYPOINTS", "--skeleton", "coco_71"], "coco_71"),
         (["KEYPOINTS", "--model", "no/such/model"], "no/such/model"),

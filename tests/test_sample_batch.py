@@ -181,6 +181,18 @@ def test_a_result_does_not_depend_on_its_neighbours(run, tmp_path):
     assert code == 2 and "'b.npz' is new" in err
 
 
+def test_a_pipeline_with_a_lifter(run, tiny_diffpose, tmp_path):
+    (tmp_path / "in").mkdir()
+    write_keypoints(tmp_path / "in" / "walk.npz", [person(frames=20)])
+    words = [tmp_path / "in", "--batch", "--out", tmp_path / "out", "--model", tiny_diffpose, "--start", "mixture", "--flip", "alternate"]
+    code, _, err = run(*words, "-k", 4)
+    assert code == 0, err
+    arrays = dict(read_shards(tmp_path / "out"))["walk.npz/person0"]
+    assert arrays["hypotheses"].shape == (4, 20, 17, 3) and arrays["pose"].shape == (20, 17, 3) and "lifted" not in arrays
+    code, _, err = run(*words, "-k", 4, "--resume", "--start", "noisy")
+    assert code == 2 and "settings.start was 'mixture', now is 'noisy'" in err
+
+
 def test_a_mended_recording_is_tried_again(run, tmp_path):
     (tmp_path / "in").mkdir()
     write_keypoints(tmp_path / "in" / "walk.npz", [person()])
@@ -208,6 +220,8 @@ def test_strict_stops_at_once(run, recordings, tmp_path):
         (["RECORDINGS/walk.npz", "--resume", "--shards", "npz"], "--shards, --resume: for a --batch only"),
         (["RECORDINGS", "--batch", "--page"], "--picture and --page are for one recording"),
         (["RECORDINGS", "--batch", "-k", "0"], "num_hypotheses"),
+        (["RECORDINGS", "--batch", "--start", "noisy"], "--start: not for a D3DPPipeline, whose sampler has --num-hypotheses"),
+        (["RECORDINGS", "--batch", "--flip", "lifter"], "--flip of a D3DPPipeline must be one of every_step"),
         (["RECORDINGS", "--batch", "--aggregation", "best"], "aggregation"),
         (["RECORDINGS", "--batch", "--skeleton", "coco_71"], "coco_71"),
         (["RECORDINGS", "--batch", "--format", "csv"], "--format must be one of npz, "),

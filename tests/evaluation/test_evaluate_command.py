@@ -92,6 +92,16 @@ def _model(folder):
     return ProbPosePipeline.from_pretrained(folder / "model")
 
 
+def test_a_pipeline_with_a_lifter(run_command, folder, tiny_diffpose):
+    words = ["evaluate", tiny_diffpose, "--data", folder / "motions.npz", "--every", 3]
+    code, out, err = run_command(*words, "--start", "noisy", "--flip", "lifter", "-k", 2)
+    assert code == 0, err
+    assert "2 hypotheses, 2 steps, start noisy, flip lifter" in out and "Lifter" in out
+    code, _, err = run_command(*words, "--own-first-step")
+    message = "--share-first-step: not for a DiffPosePipeline, whose sampler has --num-hypotheses, --steps, --start, --flip"
+    assert code == 2 and err.splitlines()[-1] == f"probpose: {message}"
+
+
 def test_quirks_are_explained(run):
     code, out, _ = run("--list-quirks", data=None)
     assert code == 0 and all(name in out for name in QUIRKS) and "h36m, h36m-p1" in out
@@ -110,6 +120,8 @@ def test_quirks_are_explained(run):
         (["--lens", "1920x1080"], "--lens"),
         (["--lens", "wide:3"], "WIDTHxHEIGHT"),
         (["-k", "0"], "num_hypotheses"),
+        (["--start", "noisy"], "--start: not for a D3DPPipeline, whose sampler has --num-hypotheses, --steps, --flip, --share-first-step"),
+        (["--flip", "lifter"], "--flip of a D3DPPipeline must be one of every_step, last_step, alternate, off, got lifter"),
         (["--device", "cuda:99"], "cuda:99"),
         (["--save-hypotheses"], "out"),
         (["--json", "-", "--latex", "-"], "only one of"),

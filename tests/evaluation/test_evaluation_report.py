@@ -9,6 +9,7 @@ from known_poses import Known, clip, dataset, tiny_pipeline
 
 from probpose.aggregation import MeanAggregator
 from probpose.evaluation import METRICS, evaluate
+from probpose.metrics import mpjpe, pa_mpjpe
 
 NAMES = {"cmu/walking_fast/1": 20, "bandai/walk/2": 12, "bandai/run/3": 8, "cmu/walking_fast/4": 3}
 
@@ -125,3 +126,27 @@ def test_a_learned_aggregator_is_a_setting(motions):
     known.aggregator = MeanAggregator()
     report = evaluate(known, motions, progress=False)
     assert report["attention"] == report["p_agg"] and "Attention" in report.to_text()
+
+
+def test_a_lifter_is_a_setting(motions, actions, make_diffpose):
+    pipe = make_diffpose()
+    report = evaluate(pipe, motions, progress=False)
+    assert report.metrics[:2] == ("lifter", "p_agg") and report.passes is None
+    first = motions[0]
+    out = pipe(first.keypoints_2d[None], first.confidence[None], camera=first.camera, aggregation=None)
+    assert report.results[0].errors["lifter"] == pytest.approx(mpjpe(out.lifted[0], first.pose), rel=1e-5)
+    assert len(report.joint_means()["all"]["lifter"]) == 17
+
+    text, (heading, *_) = report.to_text(), report.tables()[0].to_markdown()
+    assert "3 hypotheses, 2 steps, start mixture, flip none: " in text and "first step" not in text
+    assert "Lifter    the pipeline's lifter alone" in text and "| Lifter | P-Agg |" in heading
+    assert "& Lifter & P-Agg &" in report.to_latex()
+    content = json.loads(report.to_json())
+    assert content["groups"]["all"]["lifter"] == report["lifter"] and content["settings"]["start"] == "mixture"
+    assert "share_first_step" not in content["settings"]
+
+    walking = clip("S9/Walking/1", 4, 1, action="Walking")
+    protocols = evaluate(pipe, dataset(walking, protocol="h36m"), progress=False)
+    pose = pipe(walking.keypoints_2d, walking.confidence, camera=walking.camera).lifted
+    assert protocols["p2_lifter"] == pytest.approx(pa_mpjpe(pose, walking.pose), rel=1e-5) and "p3_lifter" in protocols.metrics
+    assert "lifter" not in actions.metrics and "Lifter" not in actions.to_text() and "start" not in actions.settings

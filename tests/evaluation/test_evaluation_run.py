@@ -21,7 +21,7 @@ from probpose.evaluation.protocols import get_protocol
 from probpose.evaluation.run import _Job
 from probpose.geometry import Camera, h36m_camera, procrustes_align
 from probpose.metrics import hypothesis_table, mpjpe, n_mpjpe, pa_mpjpe
-from probpose.models import AttentionAggregator
+from probpose.models import AttentionAggregator, GraFormerLifter
 from probpose.pipelines import D3DPPipeline
 from probpose.shards import read_shards
 from probpose.skeletons import convert
@@ -127,6 +127,26 @@ def test_wrong_choices_name_the_value(pipe, motions):
             evaluate(pipe, motions, progress=False, **arguments)
 
 
+def test_sampler_settings_are_the_pipelines_own(pipe, motions, make_diffpose, tmp_path):
+    diffpose = make_diffpose()
+    with pytest.raises(ValueError, match=r"^a D3DPPipeline has no start; its sampler has num_hypotheses, num_inference_steps, flip, share"):
+        evaluate(pipe, motions, progress=False, start="noisy")
+    with pytest.raises(ValueError, match=r"^a DiffPosePipeline has no share_first_step; its sampler has .*start, flip, eta$"):
+        evaluate(diffpose, motions, progress=False, share_first_step=True)
+    with pytest.raises(ValueError, match=r"^flip must be one of .*'lifter'.*, got 'last_step'"):
+        evaluate(diffpose, motions, progress=False, flip="last_step")
+    given = {"num_hypotheses": 2, "num_inference_steps": 1, "start": "noisy", "flip": "lifter"}
+    report = evaluate(diffpose, motions.subset(max_clips=1), progress=False, **given)
+    assert report.settings.items() >= given.items()
+    first = motions[0]
+    out = diffpose(
+        first.keypoints_2d[None], first.confidence[None], camera=first.camera, generator=[_generator_of(first.name)], **given
+    )  # fmt: skip
+    assert report["p_agg"] == pytest.approx(mpjpe(out.hypotheses[0].mean(0), first.pose), rel=1e-5)
+    kept = evaluate(diffpose, motions.subset(max_clips=1), progress=False, out=tmp_path / "run", save_hypotheses=True, **given)
+    assert kept["lifter"] == report["lifter"] and kept["p_agg"] == report["p_agg"]
+
+
 # Frames that do not count
 
 
@@ -201,7 +221,23 @@ def sample(hypotheses, truth, quirks=(), root=None, camera=None, keypoints=None)
     keypoints = camera.project(truth + root[..., None, :]) if keypoints is None else keypoints
     confidence, scored = torch.ones(keypoints.shape[:-1]), torch.ones(frames, dtype=torch.bool)
     return Sample(
-        hypotheses, None, None, None, None, truth, scored, root, root, keypoints, confidence, camera, camera, 50.0, "h36m_17", 0, tuple(quirks)
+        hypotheses,
+        None,
+        None,
+        None,
+        None,
+        truth,
+        scored,
+        root,
+        root,
+        keypoints,
+        confidence,
+        camera,
+        camera,
+        50.0,
+        "h36m_17",
+        0,
+        tuple(quirks),
     )
 
 
@@ -281,6 +317,19 @@ def test_p_best_of_a_batch_of_windows():
     assert run(data, shift, window=2, quirks=["published_windows"])["p_best"] == pytest.approx(20 * SHARE, rel=1e-4)
     both = run(data, shift, window=2, quirks=["published_windows", "p_best_batch"])
     assert both["p_best"] == pytest.approx(25 * SHARE, rel=1e-4) and "p_best_batch, published_windows" in both.to_text()
+
+
+def test_windows_are_those_of_the_lifter(make_diffpose):
+    """DiffPose's denoiser has no window; a pipeline whose lifter has none, either, cannot be cut by it."""
+    data = dataset(clip("S9/Walking/a", 20, 1, action="Walking"), protocol="h36m-p1")
+    report = evaluate(make_diffpose(), data, progress=False, quirks=["published_windows", "drop_tails"])
+    assert report.results[0].scored == 9 + 9 + 7  # windows at 0, 9 and 11; two whole ones make 18 frames
+    lifter = GraFormerLifter(width=16, depth=1, num_attention_heads=2, canonical_camera=(2.29, 2.29, 0.0, 0.0))
+    by_frame = make_diffpose(lifter)
+    assert evaluate(by_frame, data, progress=False).results[0].scored == 20
+    for quirk in ("published_windows", "drop_tails"):
+        with pytest.raises(ValueError, match="this DiffPosePipeline take every frame for itself: it has no window"):
+            evaluate(by_frame, data, progress=False, quirks=[quirk])
 
 
 def test_tails_are_dropped():

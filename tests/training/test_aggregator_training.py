@@ -13,11 +13,12 @@ from probpose.aggregation import get_aggregator
 from probpose.calibration import Recalibration
 from probpose.geometry import root_of_hypotheses
 from probpose.models import FrameTransformerModel, MixSTEModel
-from probpose.pipelines import D3DPPipeline
+from probpose.pipelines import D3DPPipeline, DiffPosePipeline
 from probpose.schedulers import D3DPScheduler
 from probpose.training import AggregatorConfig, AggregatorTrainer, TrainingConfig, load_recipe, train
 from probpose.training.aggregator import canonical_camera
 from probpose.training.loop import mix_seeds
+from probpose.training.windows import rendered
 
 SMALL = {"width": 16, "depth": 1, "num_attention_heads": 1}
 
@@ -132,6 +133,17 @@ def test_a_run_leaves_a_pipeline_with_an_aggregator(recipe, tmp_path, pipeline):
     assert [event.step for event in log.Scalars("train/loss_mm")] == [2, 4, 6]
 
 
+def test_on_top_of_a_pipeline_with_a_lifter(recipe, tmp_path, tiny_diffpose):
+    folder = train(recipe({"pipeline": str(tiny_diffpose)}))
+    pipe = ProbPosePipeline.from_pretrained(folder)
+    assert type(pipe) is DiffPosePipeline and pipe.config.default_aggregation == "attention"
+    samples = load_file(tmp_path / "run" / "samples-training.safetensors")
+    assert samples["hypotheses"].shape == (12, 5, 9, 17, 3) and samples["hypotheses"].isfinite().all()
+    pipe.set_progress_bar_config(disable=True)
+    out = pipe(500 + 100 * torch.randn(20, 17, 2), image_size=(1000, 1000))
+    assert out.pose.shape == (20, 17, 3) and out.pose.isfinite().all() and out.lifted is not None
+
+
 def test_the_samples_are_the_pipelines(recipe, tmp_path, pipeline):
     train(recipe({"optim.steps": 1}))
     samples = load_file(tmp_path / "run" / "samples-training.safetensors")
@@ -140,7 +152,7 @@ def test_the_samples_are_the_pipelines(recipe, tmp_path, pipeline):
     assert samples["hypotheses"].dtype == torch.float16 and samples["pose"].dtype == torch.float32
     assert load_file(tmp_path / "run" / "samples-validation.safetensors")["pose"].shape[0] == 6
 
-    windows = AggregatorTrainer(load_recipe(recipe({"output_dir": "x"}))).training_windows.render(list(range(12)))
+    windows = rendered(AggregatorTrainer(load_recipe(recipe({"output_dir": "x"}))).training_windows, list(range(12)))
     assert all(torch.equal(samples[name], windows[name]) for name in ("keypoints_2d", "confidence", "pose"))
     pipe = ProbPosePipeline.from_pretrained(pipeline)
     pipe.set_progress_bar_config(disable=True)
@@ -361,3 +373,6 @@ def test_pipelines_that_cannot_be_trained_on(recipe, tmp_path):
     blind = save_pipeline(tmp_path / "mixste", mixste)
     with pytest.raises(ValueError, match="no canonical camera"):
         AggregatorTrainer(load_recipe(recipe({"pipeline": blind})))
+    coco = FrameTransformerModel(num_frames=8, width=16, depth=1, num_attention_heads=1, skeleton="coco_17")
+    with pytest.raises(ValueError, match="reads coco_17 and produces coco_17, but windows are rendered for h36m_17 only"):
+        AggregatorTrainer(load_recipe(recipe({"pipeline": save_pipeline(tmp_path / "coco", coco)})))

@@ -11,8 +11,8 @@ import yaml
 import probpose.training.calibration as module
 from probpose import ProbPosePipeline
 from probpose.calibration import Recalibration
-from probpose.models import AttentionAggregator, FrameTransformerModel, MixSTEModel
-from probpose.pipelines import D3DPPipeline
+from probpose.models import AttentionAggregator, FrameTransformerModel, GraFormerLifter, MixSTEModel
+from probpose.pipelines import D3DPPipeline, fill_missing
 from probpose.schedulers import D3DPScheduler
 from probpose.training import CalibrationReport, calibrate
 from probpose.training.aggregator import canonical_camera, draw_samples, held_out_windows
@@ -151,6 +151,37 @@ def test_the_report(data):
     assert f"{report.numbers['sampled']['ece']:.3f}" in lines[2] and f"{report.radius_mm:.0f} mm" in lines[4]
 
 
+def test_a_pipeline_with_a_lifter(data, make_diffpose):
+    pipe = make_diffpose(default_start="noisy", default_flip="lifter", default_num_hypotheses=4)
+    report = calibrate(pipe, data, windows=200)  # of 9 frames, two of which are far enough apart
+    sampler = {"num_hypotheses": 4, "num_inference_steps": 2, "start": "noisy", "flip": "lifter"}
+    assert pipe.calibrator.config.fitted_with == {**sampler, "clips": report.clips, "windows": 200, "seed": 0}
+    assert report.numbers["recalibrated"]["ece"] < 0.7 * report.numbers["sampled"]["ece"]
+    assert pipe(500 + 100 * torch.randn(5, 17, 2), image_size=(1000, 1000)).radius.shape == (5, 17)
+
+
+def test_networks_that_take_every_frame_for_itself(data, make_diffpose):
+    lifter = GraFormerLifter(width=16, depth=1, num_attention_heads=2, canonical_camera=(2.29, 2.29, 0.0, 0.0))
+    pipe = make_diffpose(lifter)
+    _, held_out = split_clips(data)
+    samples = draw_samples(pipe, held_out_windows(data, pipe, held_out, 3, seed=0), 2, 640, nullcontext)
+    assert samples["hypotheses"].shape == (3, 2, 27, 17, 3)
+    with pytest.raises(ValueError, match="windows must be at least 100, got 64"):
+        calibrate(pipe, data, windows=64)
+
+
+def test_unobserved_keypoints_are_filled_in(data, make_diffpose):
+    """As they are when the pipeline is called; what a keypoint would have been where it was not observed must not leak in."""
+    pipe = make_diffpose()
+    _, held_out = split_clips(data)
+    windows = held_out_windows(data, pipe, held_out, 24, seed=0)
+    samples, raw = draw_samples(pipe, windows, 2, 640, nullcontext), windows.render(list(range(24)))
+    seen = raw["confidence"] > 0
+    assert (~seen).any() and torch.equal(samples["keypoints_2d"][seen], raw["keypoints_2d"][seen])
+    expected = fill_missing(torch.where(seen[..., None], raw["keypoints_2d"], torch.nan)).nan_to_num()
+    assert torch.equal(samples["keypoints_2d"], expected) and not torch.equal(expected, raw["keypoints_2d"])
+
+
 # What it refuses
 
 
@@ -180,6 +211,9 @@ def test_pipelines_that_cannot_be_calibrated(data):
         calibrate(pipeline(denoiser=MixSTEModel(num_frames=50, width=16, depth=1, num_attention_heads=2)), data)
     with pytest.raises(ValueError, match="needs a pipeline with a learned aggregator"):
         calibrate(pipeline(default_aggregation="attention"), data)
+    coco = FrameTransformerModel(num_frames=50, width=16, depth=1, num_attention_heads=1, skeleton="coco_17")
+    with pytest.raises(ValueError, match="reads coco_17 and produces coco_17, but windows are rendered for h36m_17 only"):
+        calibrate(pipeline(denoiser=coco), data)
     short = FrameTransformerModel(num_frames=8, width=16, depth=1, num_attention_heads=1)
     with pytest.raises(ValueError, match="windows must be at least 400, got 128"):  # each is one case, and a fit needs 200
         calibrate(pipeline(denoiser=short), data, windows=128)

@@ -156,16 +156,11 @@ def test_the_precision_of_the_saved_lifter(recipe):
     assert sizes[1] < 0.6 * sizes[0]
 
 
-def test_an_attention_backend(recipe):
-    slow, fast = (train(recipe({"attention_backend": backend, "output_dir": backend_dir})) for backend, backend_dir in _backends(recipe))
-    one, other = load_lifter(slow).state_dict(), load_lifter(fast).state_dict()
+def test_an_attention_backend_changes_nothing_but_the_speed(recipe, tmp_path):
+    folders = [train(recipe({"attention_backend": name, "output_dir": str(tmp_path / name)})) for name in ("native", "_native_math")]
+    one, other = (load_lifter(folder).state_dict() for folder in folders)
     for name in one:
         torch.testing.assert_close(one[name], other[name], atol=1e-4, rtol=1e-3)
-
-
-def _backends(recipe):
-    folder = recipe().parent
-    return [(name, str(folder / name)) for name in ("native", "_native_math")]
 
 
 # Recipes
@@ -202,7 +197,7 @@ def test_recipe_errors_name_the_field(recipe, changes, message):
         ({"data.num_frames": 9}, r"data\.num_frames: 9 frames are more than this FrameTransformerModel's window of 8"),
         (
             {"lifter": MIXSTE, "optim.short_window_share": 0.5},
-            r"optim\.short_window_share: this MixSTEModel takes windows of 8 frames only",
+            "short_window_share: this MixSTEModel takes windows of 8 frames only",
         ),
         ({"attention_backend": "quick"}, "attention_backend: the attention backend must be one of .*_native_math.*, got 'quick'"),
         ({"attention_backend": "xformers"}, "attention_backend: the attention backend 'xformers' cannot run here"),
@@ -257,7 +252,7 @@ def test_the_lifter_of_a_pipeline(tmp_path):
 
 
 def test_folders_without_a_lifter(tmp_path, denoising):
-    with pytest.raises(FileNotFoundError, match="no lifter at .*absent"):
+    with pytest.raises(FileNotFoundError, match=r"no lifter at .*absent"):
         load_lifter(tmp_path / "absent")
     with pytest.raises(ValueError, match=r"denoiser holds a FrameTransformerModel denoiser, which is no lifter; a pipeline"):
         load_lifter(denoising[0] / "denoiser")

@@ -14,10 +14,24 @@ import pytest
 import torch
 import yaml
 
+import probpose.models
 from probpose import ProbPosePipeline
 from probpose.pipelines import D3DPPipeline
 from probpose.schedulers import D3DPScheduler
-from probpose.training import AggregatorTrainer, Trainer, TrainingConfig, load_data_section, load_recipe, train
+from probpose.training import (
+    AggregatorConfig,
+    AggregatorTrainer,
+    DiffPoseConfig,
+    DiffPoseTrainer,
+    LifterConfig,
+    LifterTrainer,
+    Trainer,
+    TrainingConfig,
+    load_data_section,
+    load_recipe,
+    train,
+)
+from probpose.training.loop import build_component
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "examples" / "train").glob("*.yaml"))
@@ -309,12 +323,12 @@ def mixste(**config):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"denoiser.name": "Frame"}, r"denoiser\.name: .*no 'Frame'; known: FrameTransformerModel, MixSTEModel$"),
+        ({"denoiser.name": "Frame"}, r"denoiser\.name: .*no 'Frame'; known: FrameTransformerModel, GraFormerDenoiser, MixSTEModel$"),
         ({"denoiser.name": "ModelMixin"}, r"denoiser\.name: "),
         ({"scheduler": {"name": "DDIM"}}, r"scheduler\.name: .*no 'DDIM'; known: D3DPScheduler"),
         ({"denoiser.config.widht": 64}, r"denoiser\.config: FrameTransformerModel has no widht; allowed are num_frames, .*width"),
         ({"denoiser.config.width": "wide"}, r"denoiser\.config: FrameTransformerModel: "),
-        ({"data.num_frames": 17}, r"data\.num_frames: 17 frames are more than the denoiser's window of 16"),
+        ({"data.num_frames": 17}, r"data\.num_frames: 17 frames are more than this FrameTransformerModel's window of 16"),
         ({"data.source_weights": {"c": 1.0}}, r"source_weights names \['c'\]"),
         ({"data.validation_share": 0.999}, r"data\.validation_share: 0\.999 leaves none of the 3 clips"),
         ({"denoiser.config.fps": 50}, r"denoiser\.config\.fps: 50, but the clips of data\.paths have 30 frames"),
@@ -373,9 +387,18 @@ def test_the_recipes_of_the_examples_are_valid(path, tmp_path, monkeypatch):
     if not all(Path(archive).exists() for archive in config.data.paths):
         config.data.paths, config.data.source_weights = ["examples/data/tiny_mocap.npz"], None
     config.output_dir, config.mixed_precision = str(tmp_path / "run"), "no"
-    trainer = Trainer(config) if isinstance(config, TrainingConfig) else AggregatorTrainer(config)
-    denoiser = trainer.network if isinstance(trainer, Trainer) else trainer.pipe.denoiser
-    assert trainer.training_windows[0]["pose"].shape == (denoiser.config.num_frames, 17, 3)
+    if isinstance(config, DiffPoseConfig) and not Path(config.lifter).exists():
+        # An untrained one, by the recipe that its run is named after.
+        lifter = load_recipe(ROOT / "examples" / "train" / f"{Path(config.lifter).parts[1]}.yaml")
+        assert Path(config.lifter) == Path(lifter.output_dir, f"checkpoint-{lifter.optim.steps}", "pipeline")
+        build_component(probpose.models, lifter.lifter, "lifter").save_pretrained(tmp_path / "lifter")
+        config.lifter = str(tmp_path / "lifter")
+    kinds = {TrainingConfig: Trainer, LifterConfig: LifterTrainer, DiffPoseConfig: DiffPoseTrainer, AggregatorConfig: AggregatorTrainer}
+    trainer = kinds[type(config)](config)
+    pipe = getattr(trainer, "pipe", trainer)
+    windowed = getattr(pipe, "lifter", None) or getattr(pipe, "denoiser", None) or trainer.network
+    frames = config.data.num_frames or windowed.config.num_frames
+    assert trainer.training_windows[0]["pose"].shape == (frames, 17, 3)
     assert trainer.validation_windows is not None or path.stem != "tiny"
 
 
