@@ -28,6 +28,7 @@ from probpose.pipelines import ProbPosePipeline
 from .config import AggregatorConfig, DataConfig
 from .loop import TrainingLoop, build_component, mix_seeds, split_clips, windows_for
 from .saving import save_changed
+from .trainer import copy_weights
 from .windows import rendered
 
 SAMPLING_BATCH = 32  # windows rendered and sampled at a time
@@ -65,6 +66,13 @@ class AggregatorTrainer(TrainingLoop):
         if held_out is not None:
             self.validation_windows = held_out_windows(config.data, self.pipe, held_out, config.evaluation_windows, config.seed + 1)
         return network
+
+    def initialise(self, network: Any) -> None:
+        if (source := self.config.initialise_from) is not None:
+            aggregator = getattr(ProbPosePipeline.from_pretrained(source), "aggregator", None)
+            if aggregator is None:
+                raise ValueError(f"initialise_from: {source} has no aggregator")
+            copy_weights(aggregator, network)
 
     def prepare(self) -> None:
         self.samples = self._samples("training", self.training_windows)

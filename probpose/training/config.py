@@ -209,6 +209,7 @@ class AggregatorConfig(Recipe):
     aggregator: ComponentConfig = ComponentConfig(name="AttentionAggregator")
     samples: SamplesConfig = SamplesConfig()
     optim: AggregatorOptimConfig
+    initialise_from: str | None = Field(None, description="pipeline folder whose aggregator weights to start from")
 
 
 def load_recipe(path: str | Path) -> Recipe:

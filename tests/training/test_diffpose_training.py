@@ -154,6 +154,7 @@ def test_an_interrupted_run_continues_as_if_nothing_had_happened(recipe, tmp_pat
 
 
 @pytest.mark.parametrize("lifter", ["graformer", "frame"])
+@torch.no_grad()
 def test_several_processes_share_a_step(recipe, monkeypatch, lifter):
     trainer = trainer_of(recipe({"optim.start_share": 0.3}, lifter))
     trainer.network.eval()  # dropout is the one thing that every process draws for itself
