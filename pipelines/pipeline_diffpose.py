@@ -227,6 +227,7 @@ class DiffPosePipeline(ProbPosePipeline):
         out -= out[..., self.root_index, None, :].clone()
         return out if distinct == count else out[:, torch.arange(count) % distinct], observed.pose
 
+    @torch.no_grad()
     def lift(
         self, network_2d: Tensor, confidence: Tensor, max_batch_size: int = 256, output_features: bool = False
     ) -> tuple[Tensor, Tensor | None]:

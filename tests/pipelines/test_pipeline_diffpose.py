@@ -38,6 +38,7 @@ from probpose.schedulers import D3DPScheduler, GMMScheduler
 TESTS = Path(__file__).resolve().parents[1]
 FLIPS = ("alternate", "lifter", False)
 STARTS = ("mixture", "noisy", "released", "prior")
+SMALL = {"width": 16, "depth": 1, "num_attention_heads": 2}
 
 
 def same(a, b, atol=1e-5):
@@ -49,14 +50,14 @@ def run(pipe, keypoints=None, **options):
     return pipe(keypoints, **{"image_size": IMAGE, "num_hypotheses": 3, "generator": seeded(), "aggregation": None} | options).hypotheses
 
 
-def starts(pipe, keypoints=None, **options):
+def starts(pipe, keypoints=None, num_inference_steps=1, **options):
     """What the denoiser sees first `(batch, hypotheses, frames, joints, 5)`."""
     seen = []
     hook = pipe.denoiser.register_forward_pre_hook(lambda _, args: seen.append(args[1]))
-    frames = run(pipe, keypoints, num_inference_steps=1, **options).shape[-3]
+    frames = run(pipe, keypoints, num_inference_steps=num_inference_steps, **options).shape[-3]
     hook.remove()
-    (rows,) = seen
-    return rows[:, :, 0].unflatten(0, (-1, frames)).transpose(1, 2)
+    assert len(seen) == num_inference_steps, "all that is seen at a time fits into one call"
+    return seen[0][:, :, 0].unflatten(0, (-1, frames)).transpose(1, 2)
 
 
 def draws(*leading, seed=0):
@@ -212,14 +213,14 @@ def test_the_first_hypotheses_do_not_depend_on_how_many_there_are(start, flip):
 @all_lifters
 @pytest.mark.parametrize("flip", FLIPS)
 def test_max_batch_size_changes_nothing(kind, flip):
-    pipe, keypoints = diffpose_pipeline(**kind), keypoints_of(frames=20)
+    pipe, keypoints = diffpose_pipeline(**kind), keypoints_of(frames=12)
     calls, windows, results = spy(pipe.denoiser), [], []
     pipe.lifter.register_forward_pre_hook(lambda _, args: windows.append(len(args[0])))
     single = pipe.num_frames is None
     for size in (1, 3, 256):
         calls.clear()
         windows.clear()
-        results.append(run(pipe, keypoints, num_hypotheses=5, flip=flip, eta=1.0, max_batch_size=size))
+        results.append(run(pipe, keypoints, num_hypotheses=3, flip=flip, eta=1.0, max_batch_size=size))
         assert max(rows * hypotheses for rows, hypotheses in calls) <= 4 * size
         assert max(windows) <= (4 * size if single else size)
     for other in results[1:]:
@@ -308,22 +309,19 @@ def test_long_clips_are_lifted_in_blended_windows(lifter):
         assert any(torch.allclose(features[:, frame], f, atol=1e-5) for distance, f in candidates if distance == nearest)
 
 
-def test_the_blend_of_windows_is_continuous():
-    """Where windows disagree, their blend passes from one to the other over the shared frames."""
-    pipe = diffpose_pipeline("mixste", window_overlap=0)
+def test_windows_pass_into_one_another():
+    """A person who stands still: what windows make of their first and last frames differs, and the blend evens that out."""
+    pipe, jumps = diffpose_pipeline("mixste"), []
     keypoints = keypoints_of(batch=1, frames=1).expand(-1, 36, -1, -1)
-
-    def jump(overlap):
+    for overlap in (0, 6):
         pipe.register_to_config(window_overlap=overlap)
         steps = pipe(keypoints, image_size=IMAGE, num_hypotheses=1).lifted.diff(dim=1).norm(dim=-1).mean((0, 2))
-        return steps.max() / steps.mean()
-
-    assert jump(6) < jump(0)
+        jumps.append(steps[[8, 17, 26]].mean())
+    assert jumps[1] < jumps[0] / 2
 
 
 def test_a_lifter_in_millimetres_gives_metres():
-    config = {"num_frames": 9, "in_channels": 2, "width": 16, "depth": 1, "num_attention_heads": 2, "use_timestep": False}
-    metres, millimetres = (diffpose_pipeline(MixSTEModel(**config)) for _ in range(2))
+    metres, millimetres = (diffpose_pipeline("mixste") for _ in range(2))
     millimetres.lifter.register_to_config(unit_scale=1000.0)
     keypoints = keypoints_of(frames=12)
     same(run(millimetres, keypoints), run(metres, keypoints), atol=1e-4)
@@ -338,30 +336,27 @@ def test_mirrored_input_gives_mirrored_hypotheses_of_the_other_view(kind, start)
     pipe, keypoints = diffpose_pipeline(**kind), keypoints_of(frames=12)
     confidence = torch.rand(2, 12, 17, generator=seeded(4))
     confidence_m = mirror_pixels(torch.stack([confidence, confidence], -1))[..., 1]
-    noise = draws(3, 2, 4, 12)
+    noise, eta = draws(3, 2, 4, 12), 0.0 if start == "released" else 1.0
     partner = [1, 0, 3, 2]  # made in the other view
-    for eta in (0.0, 1.0):
-        options = {"num_hypotheses": 4, "start": start, "flip": "alternate", "eta": eta, "num_inference_steps": 3}
-        out = run(pipe, keypoints, confidence=confidence, noise=noise, **options)
-        assert (out[:, 0] - out[:, 1]).abs().max() > 1e-2
-        for size in (256, 1):
-            mirrored = run(
-                pipe, mirror_pixels(keypoints), confidence=confidence_m, noise=mirror_noise(noise)[:, :, partner], max_batch_size=size,
-                **options,
-            )  # fmt: skip
-            same(mirrored, mirror_pose(out[:, partner]), atol=2e-4)
+    options = {"num_hypotheses": 4, "start": start, "flip": "alternate", "eta": eta, "num_inference_steps": 3}
+    out = run(pipe, keypoints, confidence=confidence, noise=noise, **options)
+    assert (out[:, 0] - out[:, 1]).abs().max() > 1e-2
+    mirrored = run(
+        pipe, mirror_pixels(keypoints), confidence=confidence_m, noise=mirror_noise(noise)[:, :, partner], max_batch_size=5, **options
+    )
+    same(mirrored, mirror_pose(out[:, partner]), atol=2e-4)
 
 
 @all_lifters
 def test_alternate_hypotheses_come_from_the_mirrored_view(kind):
-    pipe, keypoints, noise = diffpose_pipeline(**kind), keypoints_of(frames=12), draws(1, 2, 5, 12)
+    pipe, keypoints, noise = diffpose_pipeline(**kind), keypoints_of(frames=20), draws(1, 2, 5, 20)
     options = {"num_hypotheses": 5, "num_inference_steps": 2}
     out = run(pipe, keypoints, noise=noise, flip="alternate", **options)
     straight = run(pipe, keypoints, noise=noise, flip=False, **options)
     mirrored = mirror_pose(run(pipe, mirror_pixels(keypoints), noise=mirror_noise(noise), flip=False, **options))
     same(out[:, 0::2], straight[:, 0::2], atol=1e-4)
     same(out[:, 1::2], mirrored[:, 1::2], atol=1e-4)
-    for size in (1, 2, 9):  # groups begin at odd and at even hypotheses
+    for size in (1, 2):  # groups of one and of three hypotheses begin at odd ones, too
         same(run(pipe, keypoints, noise=noise, flip="alternate", max_batch_size=size, **options), out, atol=1e-4)
 
 
@@ -377,7 +372,7 @@ def test_released_hypotheses_of_two_views():
 
 
 def test_mirroring_about_the_canonical_cameras_centre():
-    pipe = diffpose_pipeline(GraFormerLifter(width=16, depth=1, num_attention_heads=2, canonical_camera=(2.3, 2.2, 0.15, 0.05)))
+    pipe = diffpose_pipeline(stirred(GraFormerLifter(**SMALL, canonical_camera=(2.3, 2.2, 0.15, 0.05))))
     keypoints, noise = keypoints_of(), draws(1, 2, 2, 7)
     for start in ("mixture", "noisy"):
         out = run(pipe, keypoints, noise=noise, num_hypotheses=2, flip="alternate", start=start)
@@ -408,6 +403,7 @@ def test_the_default_mixture_is_a_component_around_every_keypoint():
 
 def test_a_wide_joint_spreads_its_hypotheses():
     pipe, keypoints = diffpose_pipeline(), keypoints_of(batch=1, frames=2)
+    pipe.scheduler.register_to_config(pose_scale=1e-3)
     scale = torch.full((1, 2, 17), 1.0)
     narrow = PoseMixture.from_keypoints(keypoints, scale=scale)
     scale[..., 13] = 60
@@ -416,7 +412,7 @@ def test_a_wide_joint_spreads_its_hypotheses():
     spread = starts(pipe, keypoints, mixture=wide, num_hypotheses=400)[0, :, 0, :, :2].std(0)
     torch.testing.assert_close(spread, sigma * scale[0, 0, :, None].expand(17, 2) * 2 / IMAGE[0], rtol=0.15, atol=0)
     little, much = (run(pipe, keypoints, mixture=m, num_hypotheses=50).std(1)[0, 0].norm(dim=-1) for m in (narrow, wide))
-    assert much[13] > 2 * little[13]
+    assert much[13] > 3 * little[13]
 
 
 def two_places(keypoints, apart=100.0, weight=0.5, scale=1.0):
@@ -431,14 +427,8 @@ def two_places(keypoints, apart=100.0, weight=0.5, scale=1.0):
 def test_a_mixture_with_two_modes_gives_starts_at_both(start):
     pipe, keypoints = diffpose_pipeline(), keypoints_of(batch=1, frames=3)
     mixture = two_places(keypoints, weight=0.3)
-    # Deterministic released hypotheses are all the same: eta = 1 makes them differ.
-    seen = starts(pipe, keypoints, mixture=mixture, start=start, num_hypotheses=200, eta=1.0) if start != "released" else None
-    if start == "released":
-        pipe.scheduler.register_to_config(eta=1.0)
-        calls = []
-        pipe.denoiser.register_forward_pre_hook(lambda _, args: calls.append(args[1]))
-        run(pipe, keypoints, mixture=mixture, start=start, num_hypotheses=200, num_inference_steps=2)
-        seen = calls[0][:, :, 0].unflatten(0, (-1, 3)).transpose(1, 2)
+    # With eta = 1 released hypotheses differ, too.
+    seen = starts(pipe, keypoints, mixture=mixture, start=start, num_hypotheses=200, eta=1.0, num_inference_steps=2)
     network = pipe.prepare_inputs(keypoints, image_size=IMAGE).network_2d
     off = (seen[..., 0] - network[:, None, ..., 0])[0] * IMAGE[0] / 2
     assert ((off.abs() - 100).abs() < 6).all(), "at one place or the other"
@@ -480,7 +470,7 @@ def test_a_mixture_alone_is_enough(batched):
     assert out.hypotheses.shape == ((2, 3, 7, 17, 3) if batched else (3, 7, 17, 3))
     for name in ("hypotheses", "pose", "lifted", "root"):
         assert torch.equal(out[name], given[name])
-    same(pipe.prepare_inputs(mixture.mean(), image_size=IMAGE).keypoints_2d.flatten(), (keypoints - 40).flatten(), atol=1e-2)
+    same(mixture.mean(), keypoints - torch.tensor([40.0, 0.0]), atol=1e-3)
     assert (elsewhere.lifted - out.lifted).abs().max() > 1e-3
     doubles = mixture.to(torch.float64)
     same(pipe(mixture=doubles, generator=seeded(), **options).hypotheses, out.hypotheses, atol=1e-3)
@@ -515,9 +505,9 @@ def test_the_prior_is_fitted_to_lifted_draws(components, capsys):
     pose = pipe.lift(uv[:, None], torch.ones(600, 1, 17))[0][:, 0]
     lifted = torch.cat([uv, pose], dim=-1)
     # Fitted to 64 draws; the regularisation alone is 1 mm.
-    deviation = lifted.std(0) + 1e-3
+    deviation = (lifted.var(0) + 1e-6).sqrt()
     assert ((seen.mean(0) - lifted.mean(0)).abs() < 0.6 * deviation).all()
-    ratio = (seen.std(0) + 1e-3) / deviation
+    ratio = seen.std(0) / deviation
     assert ratio.min() > 0.6 and ratio.max() < 1.6
     assert capsys.readouterr().err == "", "the progress bar is off"
 
@@ -742,10 +732,10 @@ def test_save_and_load(kind, loader, tmp_path):
     assert {name: loaded.config[name] for name in defaults} == defaults
     keypoints = keypoints_of(frames=12)
     first, second = (p(keypoints, image_size=IMAGE, generator=seeded()) for p in (pipe, loaded))
-    assert torch.equal(first.hypotheses, second.hypotheses) and torch.equal(first.lifted, second.lifted)
+    for name in ("hypotheses", "lifted"):  # to rounding, which depends on where weights lie in memory
+        same(first[name], second[name], atol=1e-4)
 
 
-SMALL = {"width": 16, "depth": 1, "num_attention_heads": 2}
 CAMERA = (2.29, 2.29, 0.0, 0.0)
 
 

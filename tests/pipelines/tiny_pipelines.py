@@ -48,12 +48,12 @@ def stirred(model, seed=0):
 
 
 def diffpose_pipeline(lifter="graformer", context=True, scheduler=None, denoiser=None, **defaults):
-    """A lifter (or the name of one) of single frames, of windows of up to 9 frames with a canonical camera, or of exactly 9 frames.
+    """A lifter, or the name of one: of single frames, of windows of up to 9 frames with a canonical camera, or of exactly 9 frames.
 
     The denoiser sees the lifter's features if there is to be context. The chain begins near the noise of the mixture, as in the paper.
     """
     torch.manual_seed(0)
-    lifter = stirred(LIFTERS[lifter]() if isinstance(lifter, str) else lifter)
+    lifter = stirred(LIFTERS[lifter]()) if isinstance(lifter, str) else lifter
     config = {"width": 16, "depth": 1, "num_attention_heads": 2, "canonical_camera": lifter.config.canonical_camera}
     if context:
         config |= dict(zip(("context_level", "context_channels"), lifter.context_shape))
