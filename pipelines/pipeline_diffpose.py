@@ -6,6 +6,7 @@ the lifter's features what was observed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import repeat
@@ -342,10 +343,11 @@ class DiffPoseSettings:
     eta: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("num_hypotheses", "num_inference_steps"):
+        for name, most in (("num_hypotheses", math.inf), ("num_inference_steps", _COMPONENTS - 1)):
             value = getattr(self, name)
-            if not is_a(value, Integral) or value < 1:
-                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+            if not is_a(value, Integral) or not 1 <= value <= most:
+                limits = "of at least 1" if most == math.inf else f"from 1 to {most}"
+                raise ValueError(f"{name} must be an integer {limits}, got {value!r}")
             object.__setattr__(self, name, int(value))
         if self.start not in START_MODES:
             raise ValueError(f"start must be one of {START_MODES}, got {self.start!r}")
@@ -456,7 +458,5 @@ class _Observed:
 
 def _components(mixture: PoseMixture, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Means and factors of the components that uniform numbers `(batch, k, frames or 1, joints)` choose."""
-    cumulative = mixture.weights[:, None].cumsum(-1)
-    index = (uniform[..., None] * cumulative[..., -1:] >= cumulative).sum(-1).clamp_max(mixture.num_components - 1)
-    index = index.expand(-1, -1, mixture.means.shape[1], -1)
-    return tuple(value.transpose(0, 1) for value in mixture.gather(index.transpose(0, 1)))
+    index = mixture.components_at(uniform.transpose(0, 1))
+    return tuple(value.transpose(0, 1) for value in mixture.gather(index))

@@ -394,13 +394,11 @@ class PoseMixture:
             weights = weights[..., :1, :]
         device = weights.device if generator is None else generator.device
         drawn = torch.rand((num_draws, *weights.shape[:-1]), generator=generator, dtype=weights.dtype, device=device)
-        bounds = weights.cumsum(-1)
-        total = bounds[..., -1:]
-        # Inverse of the cumulative weights; rounding must not lead past the last component that has any weight.
-        level = drawn.to(bounds.device).movedim(0, -1) * total
-        index = torch.searchsorted(bounds, level.contiguous(), right=True)
-        index = torch.minimum(index, (bounds < total).sum(-1, keepdim=True)).movedim(-1, 0)
-        return index.expand(num_draws, *self.weights.shape[:-1])
+        return _inverse(weights, drawn.to(weights.device)).expand(num_draws, *self.weights.shape[:-1])
+
+    def components_at(self, uniform: Tensor) -> Tensor:
+        """The components that uniform numbers choose: indices `(draws, ..., joints)` of numbers in 0..1 that broadcast to that shape."""
+        return _inverse(self.weights, uniform.expand(len(uniform), *self.weights.shape[:-1]))
 
     def gather(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Means `(draws, ..., joints, dim)` and factors `(draws, ..., joints, dim, dim)` of drawn components `(draws, ..., joints)`.
@@ -613,3 +611,12 @@ def _refuse(bad: Tensor, message: str, *axes: str) -> None:
         words = [f"frame {lead[0] if len(lead) == 1 else tuple(lead)}"] if lead else []
         words += [f"{axis} {number}" for axis, number in zip(axes, place[len(lead) :])]
         raise ValueError(f"{message} ({', '.join(words)})" if words else message)
+
+
+def _inverse(weights: Tensor, uniform: Tensor) -> Tensor:
+    """Inverse of the cumulative weights `(..., components)` at `uniform (draws, ...)`."""
+    bounds = weights.cumsum(-1)
+    total = bounds[..., -1:]
+    index = torch.searchsorted(bounds, (uniform.movedim(0, -1) * total).contiguous(), right=True)
+    # Rounding must not lead past the last component that has any weight.
+    return torch.minimum(index, (bounds < total).sum(-1, keepdim=True)).movedim(-1, 0)

@@ -38,10 +38,11 @@ def measure(pipe, benchmark, **settings):
     return evaluate(pipe, benchmark, **settings)
 
 
-def test_it_is_bundled_small_and_described():
-    assert "d3dp-mocap17" in list_bundled_models() and bundled_model("no-such-model") is None
-    folder = bundled_model("d3dp-mocap17")
-    assert sum(path.stat().st_size for path in folder.rglob("*.safetensors")) < 12e6
+@pytest.mark.parametrize(("name", "megabytes"), [("d3dp-mocap17", 12), ("diffpose-mocap17", 16)])
+def test_it_is_bundled_small_and_described(name, megabytes):
+    assert name in list_bundled_models() and bundled_model("no-such-model") is None
+    folder = bundled_model(name)
+    assert sum(path.stat().st_size for path in folder.rglob("*.safetensors")) < 1e6 * megabytes
     card = (folder / "README.md").read_text()
     assert "license: cc-by-nc-4.0" in card and "Measured" in card
 
@@ -127,3 +128,39 @@ def test_the_demo_keypoints_are_readable():
     (track,) = read_keypoints(HERE.parent / "examples" / "data" / "basketball.npz")
     assert track.skeleton == "h36m_17" and len(track) == 144 and track.fps == 30
     assert [t.track_id for t in read_keypoints(HERE.parent / "examples" / "data" / "two_people.npz")] == [0, 1]
+
+
+# diffpose-mocap17 -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def diffpose():
+    return ProbPosePipeline.from_pretrained(bundled_model("diffpose-mocap17"))
+
+
+def test_diffusion_improves_on_its_lifter(diffpose, benchmark):
+    report = evaluate(diffpose, benchmark, num_hypotheses=20, progress=False)
+    one = evaluate(diffpose, benchmark, num_hypotheses=1, progress=False)
+    assert report["attention"] < report["lifter"] < 60
+    assert report["j_best"] < 0.9 * one["j_best"]
+
+
+def test_diffpose_takes_single_frames(diffpose, benchmark):
+    clip = benchmark.subset(only=["cmu/walking"])[0]
+    still = diffpose(clip.keypoints_2d[20:21], clip.confidence[20:21], camera=clip.camera, generator=torch.Generator().manual_seed(0))
+    assert still.hypotheses.shape == (20, 1, 17, 3)
+    assert mpjpe(still.pose, clip.pose[20:21]) < 90
+
+
+def test_uncertain_keypoints_make_uncertain_diffpose_hypotheses(diffpose, benchmark):
+    """What the detector is unsure of is what the hypotheses differ in."""
+    clip = benchmark.subset(only=["cmu/walking"])[0]
+    right_arm, confidence = [15, 16], clip.confidence[:30].clone().clamp_min(0.95)
+    doubtful = confidence.clone()
+    doubtful[:, right_arm] = 0.3
+    spread = []
+    for trust in (confidence, doubtful):
+        call = {"camera": clip.camera, "calibrated": False, "num_hypotheses": 10, "aggregation": "mean"}
+        out = diffpose(clip.keypoints_2d[:30], trust, generator=torch.Generator().manual_seed(0), **call)
+        spread.append(out.uncertainty[:, right_arm].mean().item())
+    assert spread[1] > 1.1 * spread[0]

@@ -561,7 +561,7 @@ BAD_CALLS = {
     "mixture, normalised": ({"mixture": PoseMixture.from_keypoints(KEYPOINTS / 1920), "keypoints_2d": None}, "look normalised"),
     # sampling
     **{f"K {v!r}": ({"num_hypotheses": v}, f"num_hypotheses must be an integer of at least 1, got {v!r}") for v in (0, -1, True, 2.0, "2")},
-    **{f"steps {v!r}": ({"num_inference_steps": v}, f"num_inference_steps must be an integer of at least 1, got {v!r}")
+    **{f"steps {v!r}": ({"num_inference_steps": v}, f"num_inference_steps must be an integer from 1 to 998, got {v!r}")
        for v in (0, -3, False, 1.5)},
     "too many steps": ({"num_inference_steps": 52}, "num_inference_steps must be an integer from 1 to 51 with start_timestep 50, got 52"),
     "start": ({"start": "middle"}, "start must be one of.*mixture.*noisy.*released.*prior.*'middle'"),
