@@ -216,7 +216,7 @@ class DiffPosePipeline(ProbPosePipeline):
                 for i, t in enumerate(timesteps):
                     step = scheduler.step(
                         observed.denoise(members, x, t), t, x, settings.eta, source.draw(i + 1, members) if stochastic[i] else None,
-                        component_mean=mean, component_scale=scale,
+                        component_mean=scheduler.anchored(mean), component_scale=scale,
                     )  # fmt: skip
                     x = step.prev_sample
                     if callback is not None:
@@ -411,7 +411,7 @@ class _Observed:
         mean, scale = torch.cat([uv, pose], dim=-1), scheduler.noise_map(factor)
         if mode == "released":
             return mean, mean, scale
-        return scheduler.add_noise(mean, noise, scheduler.start_timestep, mean, scale), mean, scale
+        return scheduler.add_noise(mean, noise, scheduler.start_timestep, scheduler.anchored(mean), scale), mean, scale
 
     def denoise(self, members: slice, x: Tensor, t: int) -> Tensor:
         """The denoiser's prediction for `x (batch, k, frames, joints, 5)`."""

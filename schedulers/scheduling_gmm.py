@@ -59,7 +59,7 @@ class GMMScheduler(SchedulerMixin, ConfigMixin):
         timestep_spacing: "uniform" and "quad" (released; `start_timestep` itself is not visited) or "trailing" (it is the first visited).
         start_timestep: where sampling begins; the released code's configurations have 24, 12 and 6.
         eta: 0 is deterministic, 1 adds the full posterior noise.
-        anchor: "zero" (released) or "component" (paper).
+        anchor: "zero" (released) or "component" (paper): whether the chain is about the components' means.
         scale_step_noise: multiply the step noise w by S, too, as is consistent; False is released.
         pose_scale: standard deviation of ε's share on x, y, z (metres), one number or one per joint; 1 is released.
         num_components: components M of mixtures fitted by EM.
@@ -161,6 +161,10 @@ class GMMScheduler(SchedulerMixin, ConfigMixin):
         """Whether `step` adds noise at this timestep."""
         return self._next[int(timestep)] >= 0 and (self.config.eta if eta is None else eta) > 0
 
+    def anchored(self, mean: Tensor) -> Tensor | None:
+        """The component means as the other methods want them by the configured anchor."""
+        return mean if self.config.anchor == "component" else None
+
     def noise_map(self, uv_factor: Tensor) -> Tensor:
         """S of (u, v, x, y, z): the 2D component's factor beside `pose_scale`, `(..., joints, 2, 2)` to `(..., joints, 5, 5)`.
 
@@ -200,7 +204,7 @@ class GMMScheduler(SchedulerMixin, ConfigMixin):
             original_samples: clean poses h_0 `(batch, ..., channels)`.
             noise: standard normal ε, same shape.
             timesteps: integers `(batch,)` or one integer.
-            component_mean: m of the drawn components, broadcast to the samples; needed for anchor "component", else not used.
+            component_mean: m of the drawn components, broadcast to the samples; default 0, but for anchor "component", which needs it.
             component_scale: S, as standard deviations that broadcast to the samples, or as matrices `(..., channels, channels)` with one
                 axis more than the samples; default 1.
 
@@ -320,11 +324,11 @@ class GMMScheduler(SchedulerMixin, ConfigMixin):
         return whole
 
     def _anchor(self, component_mean: Tensor | None) -> Tensor | float:
-        if self.config.anchor == "zero":
-            return 0.0
-        if component_mean is None:
+        if component_mean is not None:
+            return component_mean
+        if self.config.anchor == "component":
             raise ValueError("anchor 'component' needs component_mean, the means of the drawn mixture components")
-        return component_mean
+        return 0.0
 
 
 def _scaled(noise: Tensor, scale: Tensor | None) -> Tensor:

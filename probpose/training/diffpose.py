@@ -64,6 +64,7 @@ class DiffPoseTrainer(WindowLoop):
         mean, factor, context = self._observe(batch, noise, kept)
         noise = noise.expand(-1, len(kept), -1, -1).flatten(0, 1)
         scale = scheduler.noise_map(factor)
+        mean = scheduler.anchored(mean)
         noisy = scheduler.add_noise(clean, noise, timestep, mean, scale)
         target = scheduler.get_target(clean, noise, timestep, mean, scale)
         with self.accelerator.autocast():

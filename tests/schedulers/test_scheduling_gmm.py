@@ -217,7 +217,7 @@ def test_noising_is_the_equation(anchor, schedule):
         expected = signal * clean + sigma * torch.einsum("njab,njb->nja", scale, noise)
         if anchor == "component":
             expected += (1 - signal) * mean
-        close(scheduler.add_noise(clean, noise, t, mean, scale), expected)
+        close(scheduler.add_noise(clean, noise, t, scheduler.anchored(mean), scale), expected)
 
 
 def test_without_noise_the_pose_is_clean():
@@ -256,7 +256,8 @@ def test_matrices_are_told_by_their_axes_not_by_their_size():
 def test_targets(kind):
     for anchor in ("zero", "component"):
         scheduler = GMMScheduler(prediction_type=kind, anchor=anchor)
-        clean, noise, mean, scale = scene()
+        clean, noise, centre, scale = scene()
+        mean = scheduler.anchored(centre)
         for t in (0, 1, 24, 50):
             target = scheduler.get_target(clean, noise, t, mean, scale)
             if kind == "scaled_epsilon":
@@ -266,7 +267,17 @@ def test_targets(kind):
             else:
                 close(target, scheduler.add_noise(clean, noise, t - 1, mean, scale))
             noisy = scheduler.add_noise(clean, noise, t, mean, scale)
-            close(target, oracle(scheduler, clean, t, noisy, mean))
+            close(target, oracle(scheduler, clean, t, noisy, centre))
+
+
+def test_a_mean_that_is_given_counts():
+    """The anchor says whether one is needed; the released chain about a mean is the paper's."""
+    clean, noise, mean, scale = scene()
+    paper, released = GMMScheduler(anchor="component"), GMMScheduler()
+    close(released.add_noise(clean, noise, 24, mean, scale), paper.add_noise(clean, noise, 24, mean, scale))
+    assert released.anchored(mean) is None and paper.anchored(mean) is mean
+    with pytest.raises(ValueError, match="needs component_mean"):
+        paper.add_noise(clean, noise, 24)
 
 
 def test_antithetic_timesteps():
@@ -315,12 +326,13 @@ def test_perfect_predictions_end_at_the_clean_pose(kind, anchor, eta, spacing):
     for count in (1, 2, 5, 17) if not explicit else (None,):
         scheduler.set_timesteps(count, timesteps=spacing if explicit else None)
         clean, noise, mean, scale = scene()
-        x = scheduler.add_noise(clean, noise, scheduler.start_timestep, mean, scale)
+        known = scheduler.anchored(mean)
+        x = scheduler.add_noise(clean, noise, scheduler.start_timestep, known, scale)
         for t in scheduler.timesteps.tolist():
             predicted = oracle(scheduler, clean, t, x, mean)
-            out = scheduler.step(predicted, t, x, generator=torch.Generator().manual_seed(t), component_mean=mean, component_scale=scale)
+            out = scheduler.step(predicted, t, x, generator=torch.Generator().manual_seed(t), component_mean=known, component_scale=scale)
             close(out.pred_original_sample, clean, atol=1e-8)
-            close(scheduler.predict_original(predicted, t, x, mean), out.pred_original_sample)
+            close(scheduler.predict_original(predicted, t, x, known), out.pred_original_sample)
             x = out.prev_sample
         close(x, clean, atol=1e-8)
 
