@@ -29,7 +29,7 @@ def test_window_i_is_a_pure_function_of_seed_and_i(clips):
             assert torch.equal(value[-1], together[key][2]), key
     item = stream[11]
     assert {key: tuple(value.shape) for key, value in item.items()} == {
-        "keypoints_2d": (12, 17, 2), "confidence": (12, 17), "pose": (12, 17, 3), "root": (12, 3),
+        "keypoints_2d": (12, 17, 2), "keypoints_true": (12, 17, 2), "confidence": (12, 17), "pose": (12, 17, 3), "root": (12, 3),
     }  # fmt: skip
     assert all(torch.equal(value, together[key][2]) for key, value in item.items())
     assert not torch.equal(stream.render([5])["pose"], stream.render([6])["pose"])
