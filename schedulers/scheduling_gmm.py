@@ -211,9 +211,7 @@ class GMMScheduler(SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: timesteps outside 0..T - 1 or of another number than the samples, a missing mean, or a scale that does not fit.
         """
-        signal, sigma = self._levels(self._checked(timesteps), original_samples)
-        mean = self._anchor(component_mean)
-        return mean + signal * (original_samples - mean) + sigma * _scaled(noise, component_scale)
+        return self._noised(original_samples, noise, self._checked(timesteps), component_mean, component_scale)
 
     def get_target(
         self,
@@ -229,9 +227,7 @@ class GMMScheduler(SchedulerMixin, ConfigMixin):
             return original_samples
         if kind == "scaled_epsilon":
             return _scaled(noise, component_scale)
-        signal, sigma = self._levels(self._checked(timesteps) - 1, original_samples)
-        mean = self._anchor(component_mean)
-        return mean + signal * (original_samples - mean) + sigma * _scaled(noise, component_scale)
+        return self._noised(original_samples, noise, self._checked(timesteps) - 1, component_mean, component_scale)
 
     def step(
         self,
@@ -284,6 +280,11 @@ class GMMScheduler(SchedulerMixin, ConfigMixin):
         """The clean pose ĥ_0 that a network output stands for, at any training timesteps; arguments as in `step`."""
         mean = self._anchor(component_mean)
         return mean + self._split(model_output, self._checked(timestep), sample, mean)[0]
+
+    def _noised(self, clean: Tensor, noise: Tensor, timesteps: Tensor, mean: Tensor | None, scale: Tensor | None) -> Tensor:
+        """The forward equation at timesteps from -1 on."""
+        (signal, sigma), mean = self._levels(timesteps, clean), self._anchor(mean)
+        return mean + signal * (clean - mean) + sigma * _scaled(noise, scale)
 
     def _split(self, model_output: Tensor, now: Tensor, sample: Tensor, mean: Tensor | float) -> tuple[Tensor, Tensor]:
         """Clean pose about the anchor, and scaled noise, that a prediction stands for."""

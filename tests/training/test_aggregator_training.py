@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from training_runs import interrupt_at, write_recipe
 
 import probpose.training.aggregator as module
 from probpose import ProbPosePipeline
@@ -52,17 +53,7 @@ def recipe(tmp_path, make_archive, pipeline):
             "checkpoint_every": 3,
             "evaluation_windows": 6,
         }
-        for name, value in (changes or {}).items():
-            *sections, field = name.split(".")
-            section = content
-            for key in sections:
-                section = section[key]
-            section[field] = value
-            if value is ...:
-                del section[field]
-        path = tmp_path / "recipe.yaml"
-        path.write_text(yaml.safe_dump(content))
-        return path
+        return write_recipe(tmp_path / "recipe.yaml", content, changes)
 
     return write
 
@@ -94,17 +85,6 @@ def assert_same_state(one, other):
 
 def checkpoints(folder):
     return sorted(path.name for path in folder.glob("checkpoint-*"))
-
-
-def interrupt_at(monkeypatch, step):
-    optimise = AggregatorTrainer._optimise
-
-    def interrupted(self, batch):
-        if self.step == step:
-            raise KeyboardInterrupt
-        return optimise(self, batch)
-
-    monkeypatch.setattr(AggregatorTrainer, "_optimise", interrupted)
 
 
 # A run

@@ -6,8 +6,9 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
-from test_lifter_training import CAMERA, FRAME, GRAFORMER, MIXSTE, MOCAP, but, interrupt_at
+from test_lifter_training import CAMERA, FRAME, GRAFORMER, MIXSTE, MOCAP, but
 from test_training import assert_same_state, checkpoints, scalars
+from training_runs import interrupt_at, write_recipe
 
 import probpose.models
 from probpose import ProbPosePipeline
@@ -61,18 +62,7 @@ def recipe(tmp_path, lifters):
             "checkpoint_every": 2,
             "evaluation_windows": 3,
         }
-        for name, value in (changes or {}).items():
-            *sections, field = name.split(".")
-            section = content
-            for key in sections:
-                section[key] = dict(section.get(key, {}))
-                section = section[key]
-            section[field] = value
-            if value is ...:
-                del section[field]
-        path = tmp_path / "recipe.yaml"
-        path.write_text(yaml.safe_dump(content))
-        return path
+        return write_recipe(tmp_path / "recipe.yaml", content, changes)
 
     return write
 

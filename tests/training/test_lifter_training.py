@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from test_training import assert_same_state, checkpoints, scalars
+from training_runs import interrupt_at, write_recipe
 
 from probpose.data import MocapClips
 from probpose.data.augmentation import CameraVariation, DetectorNoise
@@ -17,7 +17,6 @@ from probpose.pipelines import D3DPPipeline, DiffPosePipeline
 from probpose.schedulers import D3DPScheduler, GMMScheduler
 from probpose.training import LifterConfig, LifterTrainer, load_recipe, train
 from probpose.training.lifter import load_lifter
-from probpose.training.loop import TrainingLoop
 from probpose.training.windows import observed_only
 
 MOCAP = Path(__file__).resolve().parents[2] / "examples" / "data" / "tiny_mocap.npz"
@@ -55,34 +54,13 @@ def recipe(tmp_path):
             "checkpoint_every": 2,
             "evaluation_windows": 3,
         }
-        for name, value in (changes or {}).items():
-            *sections, field = name.split(".")
-            section = content
-            for key in sections:
-                section[key] = dict(section[key])
-                section = section[key]
-            section[field] = value
-        path = tmp_path / "recipe.yaml"
-        path.write_text(yaml.safe_dump(content))
-        return path
+        return write_recipe(tmp_path / "recipe.yaml", content, changes)
 
     return write
 
 
 def trainer_of(path):
     return LifterTrainer(LifterConfig.load(path))
-
-
-def interrupt_at(monkeypatch, step):
-    """Ctrl-C while the batch of this step is worked on."""
-    optimise = TrainingLoop._optimise
-
-    def interrupted(self, batch):
-        if self.step == step:
-            raise KeyboardInterrupt
-        return optimise(self, batch)
-
-    monkeypatch.setattr(TrainingLoop, "_optimise", interrupted)
 
 
 # A run

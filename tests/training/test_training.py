@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
+from training_runs import interrupt_at, write_recipe
 
 import probpose.models
 from probpose import ProbPosePipeline
@@ -54,17 +54,7 @@ def recipe(tmp_path, make_archive):
             "checkpoint_every": 6,
             "evaluation_windows": 4,
         }
-        for name, value in (changes or {}).items():
-            *sections, field = name.split(".")
-            section = content
-            for key in sections:
-                section = section.setdefault(key, {})
-            section[field] = value
-            if value is ...:
-                del section[field]
-        path = tmp_path / file
-        path.write_text(yaml.safe_dump(content))
-        return path
+        return write_recipe(tmp_path / file, content, changes)
 
     return write
 
@@ -90,18 +80,6 @@ def scalars(folder):
 
     log = EventAccumulator(str(folder / "logs")).Reload()
     return {tag: {event.step: event.value for event in log.Scalars(tag)} for tag in log.Tags()["scalars"]}
-
-
-def interrupt_at(monkeypatch, step):
-    """Ctrl-C while the batch of this step is worked on."""
-    optimise = Trainer._optimise
-
-    def interrupted(self, batch):
-        if self.step == step:
-            raise KeyboardInterrupt
-        return optimise(self, batch)
-
-    monkeypatch.setattr(Trainer, "_optimise", interrupted)
 
 
 def test_a_run_learns_and_leaves_a_pipeline_and_a_log(recipe, tmp_path):
