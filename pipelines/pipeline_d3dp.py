@@ -6,7 +6,6 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from probpose.skeletons import get_skeleton
 
 from .noise import NoiseSource
 from .pipeline_output import ProbPosePipelineOutput
-from .pipeline_probpose import ProbPosePipeline, check_call, is_a, mirrored_points
+from .pipeline_probpose import ProbPosePipeline, check_call, check_eta, checked_count, mirrored_points
 from .windows import Windows, window_starts
 
 FLIP_MODES = ("every_step", "last_step", "alternate", False)
@@ -156,7 +155,7 @@ class D3DPPipeline(ProbPosePipeline):
     ) -> int:
         """Network passes (one window, one hypothesis, one orientation each) that a call on a clip of this length costs."""
         settings = self.settings(num_hypotheses, num_inference_steps, flip, share_first_step)
-        windows = len(window_starts(num_frames, self.denoiser.config.num_frames, self._overlap))
+        windows = len(window_starts(num_frames, self.denoiser.config.num_frames, self.overlap))
         return windows * sum(
             (1 if settings.shared(i) else settings.num_hypotheses) * (2 if settings.flipped(i) else 1)
             for i in range(settings.num_inference_steps)
@@ -181,7 +180,7 @@ class D3DPPipeline(ProbPosePipeline):
         batch, frames = network_2d.shape[:2]
         count = settings.num_hypotheses
         timesteps = self._set_timesteps(settings, noise)
-        windows = Windows.cut(self.denoiser.config, network_2d, confidence, self._overlap)
+        windows = Windows.cut(self.denoiser.config, network_2d, confidence, self.overlap)
         length = windows.clip_length
         noise = NoiseSource(noise, generator, batch, count, (length, self.num_output_joints, 3), network_2d.device)
         group = max(1, min(count, max_batch_size // len(windows)))
@@ -297,12 +296,6 @@ class D3DPPipeline(ProbPosePipeline):
             return self.scheduler.is_stochastic(timesteps[step], settings.eta)
         return step + 1 < len(timesteps)
 
-    @property
-    def _overlap(self) -> int:
-        window = self.denoiser.config.num_frames
-        overlap = self.config.window_overlap
-        return window // 3 if overlap is None else min(overlap, window - 1)
-
     def settings(
         self,
         num_hypotheses: int | None = None,
@@ -334,19 +327,14 @@ class SamplerSettings:
 
     def __post_init__(self) -> None:
         for name, most in (("num_hypotheses", math.inf), ("num_inference_steps", 1000)):
-            value = getattr(self, name)
-            if not is_a(value, Integral) or not 1 <= value <= most:
-                limits = "of at least 1" if most == math.inf else f"from 1 to {most}"
-                raise ValueError(f"{name} must be an integer {limits}, got {value!r}")
-            object.__setattr__(self, name, int(value))
+            object.__setattr__(self, name, checked_count(name, getattr(self, name), most))
         if self.flip is True:
             object.__setattr__(self, "flip", "every_step")
         if self.flip not in FLIP_MODES:
             raise ValueError(f"flip must be one of {FLIP_MODES}, got {self.flip!r}")
         if not isinstance(self.share_first_step, bool):
             raise ValueError(f"share_first_step must be True or False, got {self.share_first_step!r}")
-        if self.eta is not None and not (is_a(self.eta, Real) and 0 <= self.eta <= 1):
-            raise ValueError(f"eta must lie in 0..1, got {self.eta!r}")
+        check_eta(self.eta)
 
     def flipped(self, step: int) -> bool:
         """Whether this step averages with the mirrored prediction."""

@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import repeat
-from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from probpose.skeletons import get_skeleton
 
 from .noise import NoiseSource
 from .pipeline_output import ProbPosePipelineOutput
-from .pipeline_probpose import PreparedInputs, ProbPosePipeline, as_tensor, check_call, is_a, mirrored_points
+from .pipeline_probpose import PreparedInputs, ProbPosePipeline, as_tensor, check_call, check_eta, checked_count, mirrored_points
 from .windows import Windows
 
 START_MODES = ("mixture", "noisy", "released", "prior")
@@ -249,7 +248,7 @@ class DiffPosePipeline(ProbPosePipeline):
             parts = [self._lifter_call(*row, output_features) for row in zip(*rows)]
             pose, features = (None if p[0] is None else torch.cat(p)[:, 0].unflatten(0, (clips, frames)) for p in zip(*parts))
         else:
-            windows = Windows.cut(config, network_2d, confidence, self._overlap)
+            windows = Windows.cut(config, network_2d, confidence, self.overlap)
             owner = windows.owners()
             pose, features = torch.zeros(clips, windows.clip_length, self.num_output_joints, 3, device=network_2d.device), None
             for rows in torch.arange(len(windows)).split(max_batch_size):
@@ -266,12 +265,6 @@ class DiffPosePipeline(ProbPosePipeline):
     def _lifter_call(self, keypoints: Tensor, confidence: Tensor, output_features: bool) -> tuple[Tensor, Tensor | None]:
         out = self.lifter(keypoints, confidence=confidence, output_features=output_features)
         return out.sample.float() / self.lifter.config.get("unit_scale", 1.0), out.features
-
-    @property
-    def _overlap(self) -> int:
-        window = self.num_frames
-        overlap = self.config.window_overlap
-        return window // 3 if overlap is None else min(overlap, window - 1)
 
     def _check_mixture(self, mixture: Any, keypoints_2d: Any, skeleton: str | None) -> Any:
         """The 2D pose of a call with a mixture; ValueError if they do not fit each other or the model."""
@@ -344,17 +337,12 @@ class DiffPoseSettings:
 
     def __post_init__(self) -> None:
         for name, most in (("num_hypotheses", math.inf), ("num_inference_steps", _COMPONENTS - 1)):
-            value = getattr(self, name)
-            if not is_a(value, Integral) or not 1 <= value <= most:
-                limits = "of at least 1" if most == math.inf else f"from 1 to {most}"
-                raise ValueError(f"{name} must be an integer {limits}, got {value!r}")
-            object.__setattr__(self, name, int(value))
+            object.__setattr__(self, name, checked_count(name, getattr(self, name), most))
         if self.start not in START_MODES:
             raise ValueError(f"start must be one of {START_MODES}, got {self.start!r}")
         if self.flip not in DIFFPOSE_FLIP_MODES:
             raise ValueError(f"flip must be one of {DIFFPOSE_FLIP_MODES}, got {self.flip!r}")
-        if self.eta is not None and not (is_a(self.eta, Real) and 0 <= self.eta <= 1):
-            raise ValueError(f"eta must lie in 0..1, got {self.eta!r}")
+        check_eta(self.eta)
 
     def mirrored(self, hypotheses: range) -> list[tuple[bool, slice]]:
         """Which of some hypotheses are made in the view as it is and which in the mirrored one, as slices of their axis."""

@@ -120,6 +120,12 @@ class ProbPosePipeline(DiffusionPipeline):
         """Frames of a clip that a network sees at once; None: every frame for itself."""
         return self.denoiser.config.get("num_frames")
 
+    @property
+    def overlap(self) -> int:
+        """Frames that neighbouring windows of a long clip share."""
+        window, overlap = self.num_frames, self.config.window_overlap
+        return window // 3 if overlap is None else min(overlap, window - 1)
+
     def choose_aggregator(self, aggregation: str | nn.Module | None) -> nn.Module | None:
         """The aggregator that a call asks for; "default" is the pipeline's own choice, "attention" its learned one.
 
@@ -351,6 +357,20 @@ def is_a(value: Any, kind: type) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
+def checked_count(name: str, value: Any, most: float = math.inf) -> int:
+    """A whole number from 1 to `most`; ValueError names it otherwise."""
+    if not is_a(value, Integral) or not 1 <= value <= most:
+        limits = "of at least 1" if most == math.inf else f"from 1 to {most}"
+        raise ValueError(f"{name} must be an integer {limits}, got {value!r}")
+    return int(value)
+
+
+def check_eta(eta: Any) -> None:
+    """ValueError unless η is None or lies in 0..1."""
+    if eta is not None and not (is_a(eta, Real) and 0 <= eta <= 1):
+        raise ValueError(f"eta must lie in 0..1, got {eta!r}")
+
+
 def mirrored_points(points: Tensor, order: list[int], centre: float = 0.0) -> Tensor:
     """Points `(..., joints, 2 or 3)` with x mirrored about `centre` and left and right exchanged."""
     return torch.cat([2 * centre - points[..., :1], points[..., 1:]], dim=-1)[..., order, :]
@@ -360,8 +380,7 @@ def check_call(output_type: Any, max_batch_size: Any, fps: Any) -> None:
     """Arguments that every pipeline's call has; ValueError names the one that is wrong."""
     if output_type not in ("pt", "np"):
         raise ValueError(f"output_type must be 'pt' or 'np', got {output_type!r}")
-    if not is_a(max_batch_size, Integral) or max_batch_size < 1:
-        raise ValueError(f"max_batch_size must be an integer of at least 1, got {max_batch_size!r}")
+    checked_count("max_batch_size", max_batch_size)
     if not is_a(fps, Real) or not 0 < fps < math.inf:
         raise ValueError(f"fps must be a positive number, got {fps!r}")
 
