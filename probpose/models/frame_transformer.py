@@ -10,6 +10,8 @@ F × J of a joint-token network. Two symmetries of the task are built in rather 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
@@ -112,45 +114,18 @@ class FrameTransformerModel(AttentionBackendMixin, ModelMixin, ConfigMixin):
             ValueError: missing inputs, or shapes that do not fit the model.
         """
         config = self.config
-        lifts = config.in_channels == 2
-        if lifts and not (noisy_pose is None and timestep is None):
-            raise ValueError("a lifter (in_channels=2) takes neither noisy_pose nor timestep")
-        if not lifts and (noisy_pose is None or timestep is None):
-            raise ValueError("FrameTransformerModel is a denoiser (in_channels=5): noisy_pose and timestep are required")
-        if not lifts and output_features:
-            raise ValueError("a denoiser (in_channels=5) gives no features")
-        shape = None if keypoints_2d is None else keypoints_2d.shape
-        if lifts:
-            batch, frames, joints = shape[:3] if shape is not None and len(shape) == 4 else (0, 0, 0)
-            folded, pose, x = True, None, 0
-        else:
-            if noisy_pose.ndim not in (4, 5) or noisy_pose.shape[-1] != 3:
-                raise ValueError(f"noisy_pose must have shape (batch, [hypotheses,] frames, joints, 3), got {tuple(noisy_pose.shape)}")
-            folded = noisy_pose.ndim == 4
-            pose = (noisy_pose[:, None] if folded else noisy_pose).to(self.proj_out.weight.dtype)
-            batch, _, frames, joints, _ = pose.shape
-        if joints != config.num_joints or not 1 <= frames <= config.num_frames:
-            name, shape = ("keypoints_2d", shape) if lifts else ("noisy_pose", noisy_pose.shape)
-            got = None if shape is None else tuple(shape)
-            raise ValueError(f"{name} must hold {config.num_joints} joints and at most {config.num_frames} frames, got {got}")
-        if not lifts:
-            timestep = torch.as_tensor(timestep, device=pose.device)
-            if timestep.ndim > 1 or timestep.numel() not in (1, batch):
-                raise ValueError(f"timestep must be one integer or {batch}, got shape {tuple(timestep.shape)}")
-            x = self.time_embedding(timestep.expand(batch))[:, None, None]
-
+        batch, frames = self._check(keypoints_2d, noisy_pose, timestep, confidence, output_features)
+        folded = noisy_pose is None or noisy_pose.ndim == 4
+        x: Tensor | float = 0.0
         if config.conditional:
-            if keypoints_2d is None or keypoints_2d.shape != (batch, frames, joints, 2):
-                got = None if keypoints_2d is None else tuple(keypoints_2d.shape)
-                raise ValueError(f"keypoints_2d must have shape {(batch, frames, joints, 2)}, got {got}")
-            if confidence is not None and confidence.shape != (batch, frames, joints):
-                raise ValueError(f"confidence must have shape {(batch, frames, joints)}, got {tuple(confidence.shape)}")
             condition, turn = self._embed_keypoints(keypoints_2d, confidence)
-            x = condition[:, None] + x
-            if pose is not None:
+            x = condition[:, None]
+        if noisy_pose is not None:
+            pose = (noisy_pose[:, None] if folded else noisy_pose).to(self.proj_out.weight.dtype)
+            if config.conditional:
                 pose = torch.einsum("bij,bkftj->bkfti", turn.mT, pose)
-        if pose is not None:
-            x = self.pose_embedding(pose.flatten(-2)) + x
+            time = self.time_embedding(torch.as_tensor(timestep, device=pose.device).expand(batch))[:, None, None]
+            x = self.pose_embedding(pose.flatten(-2)) + (x + time)
 
         shape = x.shape
         x = x.flatten(0, 1)
@@ -158,12 +133,41 @@ class FrameTransformerModel(AttentionBackendMixin, ModelMixin, ConfigMixin):
         for block in self.blocks:
             x = block(x, rotary)
         features = self.norm_out(x)
-        x = self.proj_out(features).reshape(*shape[:3], joints, 3)
+        x = self.proj_out(features).reshape(*shape[:3], config.num_joints, 3)
         if config.conditional:
             x = torch.einsum("bij,bkftj->bkfti", turn.to(x.dtype), x)
         sample = x[:, 0] if folded else x
         features = features[:, :, None] if output_features else None
         return PoseModelOutput(sample=sample, features=features) if return_dict else (sample, *([features] if output_features else []))
+
+    def _check(
+        self, keypoints_2d: Tensor | None, noisy_pose: Tensor | None, timestep: Any, confidence: Tensor | None, output_features: bool
+    ) -> tuple[int, int]:
+        """Number of windows and of their frames; ValueError names the input that does not fit."""
+        config = self.config
+        lifts = config.in_channels == 2
+        if lifts and not (noisy_pose is None and timestep is None):
+            raise ValueError("a lifter (in_channels=2) takes neither noisy_pose nor timestep")
+        if not lifts and (noisy_pose is None or timestep is None):
+            raise ValueError("FrameTransformerModel is a denoiser (in_channels=5): noisy_pose and timestep are required")
+        if not lifts and output_features:
+            raise ValueError("a denoiser (in_channels=5) gives no features")
+        if not lifts and (noisy_pose.ndim not in (4, 5) or noisy_pose.shape[-1] != 3):
+            raise ValueError(f"noisy_pose must have shape (batch, [hypotheses,] frames, joints, 3), got {tuple(noisy_pose.shape)}")
+        name, given = ("keypoints_2d", keypoints_2d) if lifts else ("noisy_pose", noisy_pose)
+        got = None if given is None else tuple(given.shape)
+        if got is None or len(got) < 4 or got[-2] != config.num_joints or not 1 <= got[-3] <= config.num_frames:
+            raise ValueError(f"{name} must hold {config.num_joints} joints and at most {config.num_frames} frames, got {got}")
+        batch, frames = got[0], got[-3]
+        if not lifts and (torch.as_tensor(timestep).ndim > 1 or torch.as_tensor(timestep).numel() not in (1, batch)):
+            raise ValueError(f"timestep must be one integer or {batch}, got shape {tuple(torch.as_tensor(timestep).shape)}")
+        window = (batch, frames, config.num_joints)
+        if config.conditional and (keypoints_2d is None or keypoints_2d.shape != (*window, 2)):
+            got = None if keypoints_2d is None else tuple(keypoints_2d.shape)
+            raise ValueError(f"keypoints_2d must have shape {(*window, 2)}, got {got}")
+        if config.conditional and confidence is not None and confidence.shape != window:
+            raise ValueError(f"confidence must have shape {window}, got {tuple(confidence.shape)}")
+        return batch, frames
 
     def _embed_keypoints(self, keypoints_2d: Tensor, confidence: Tensor | None) -> tuple[Tensor, Tensor]:
         """Frame embeddings `(batch, frames, width)` and the turn `(batch, 3, 3)` from the virtual to the real camera."""
