@@ -18,11 +18,13 @@ from torch import Tensor
 
 from .convert_d3dp import convert_d3dp
 from .convert_diffpose import convert_diffpose, convert_diffpose_lifter
+from .convert_platypose import convert_platypose
 
 CONVERTERS: dict[str, Callable[[Mapping[str, Any], dict[str, Any]], ModelMixin]] = {
     "d3dp": convert_d3dp,
     "diffpose": convert_diffpose,
     "diffpose_lifter": convert_diffpose_lifter,
+    "platypose": convert_platypose,
 }
 
 

@@ -38,7 +38,7 @@ def build(model_class: type[ModelMixin], inferred: Mapping[str, Any], config: Ma
     unknown = sorted(config.keys() - known)
     if unknown:
         raise ValueError(f"{model_class.__name__} has no config field {unknown}; its fields are {sorted(known)}")
-    if "skeleton" in config:
+    if "skeleton" in config and "root_index" in known:
         config = {"root_index": get_skeleton(config["skeleton"]).root or 0, **config}
     return model_class(**{**inferred, **config})
 

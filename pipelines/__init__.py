@@ -8,15 +8,25 @@ import probpose.schedulers  # noqa: F401
 from .pipeline_d3dp import D3DPPipeline, SamplerSettings
 from .pipeline_diffpose import DiffPosePipeline, DiffPoseSettings
 from .pipeline_output import ProbPosePipelineOutput
+from .pipeline_platypose import PlatyposePipeline
 from .pipeline_probpose import ProbPosePipeline, fill_missing
 
-for _public in (D3DPPipeline, DiffPosePipeline, DiffPoseSettings, ProbPosePipeline, ProbPosePipelineOutput, SamplerSettings):
+for _public in (
+    D3DPPipeline,
+    DiffPosePipeline,
+    DiffPoseSettings,
+    PlatyposePipeline,
+    ProbPosePipeline,
+    ProbPosePipelineOutput,
+    SamplerSettings,
+):
     _public.__module__ = __name__
 
 __all__ = [
     "D3DPPipeline",
     "DiffPosePipeline",
     "DiffPoseSettings",
+    "PlatyposePipeline",
     "ProbPosePipeline",
     "ProbPosePipelineOutput",
     "SamplerSettings",

@@ -255,14 +255,11 @@ class D3DPPipeline(ProbPosePipeline):
         config = self.scheduler.config
         limit = config.get("clip_range") or config.get("clip_sample_range") or _NOISY_POSE_LIMIT
         x = self.scheduler.scale_model_input(x, t).clamp(-limit, limit)
-        total = torch.zeros_like(x)
-        step = max(1, max_batch_size // x.shape[1])
-        for rows in torch.arange(len(windows)).split(step):
-            cut = torch.stack([x[c, :, s : s + windows.window] for c, s in windows.places(rows)])
-            clean = self._denoise(windows.keypoints[rows], cut, t, windows.confidence[rows], average, mirrored)
-            for row, (c, s), prediction in zip(rows.tolist(), windows.places(rows), clean):
-                total[c, :, s : s + windows.window] += windows.weight(row) * prediction
-        return total
+
+        def predict(rows: Tensor, cut: Tensor) -> Tensor:
+            return self._denoise(windows.keypoints[rows], cut, t, windows.confidence[rows], average, mirrored)
+
+        return windows.blended(x, predict, max_batch_size)
 
     def _denoise(self, keypoints: Tensor, noisy: Tensor, t: float, confidence: Tensor, average: bool, mirrored: slice | None) -> Tensor:
         """Clean pose of windows `(windows, K, frames, joints, 3)`: as they are, averaged with their mirror, or some from the mirror."""
@@ -280,7 +277,7 @@ class D3DPPipeline(ProbPosePipeline):
         """One network call; a mirrored one sees the mirrored person, and its answer is mirrored back."""
         if not mirror:
             return self._call(keypoints, noisy, t, confidence)
-        canonical = self.denoiser.config.get("canonical_camera")
+        canonical = self.canonical_camera
         centre = 0.0 if canonical is None else canonical[2]
         order_2d, order_3d = (list(get_skeleton(name).flip_index) for name in (self.input_skeleton, self.skeleton))
         clean = self._call(mirrored_points(keypoints, order_2d, centre), mirrored_points(noisy, order_3d), t, confidence[..., order_2d])

@@ -121,6 +121,11 @@ class ProbPosePipeline(DiffusionPipeline):
         return self.denoiser.config.get("num_frames")
 
     @property
+    def canonical_camera(self) -> Any:
+        """`[fx, fy, cx, cy]` in screen units of the lens that the network's keypoints are re-expressed in; None: divided by the width."""
+        return self.denoiser.config.get("canonical_camera")
+
+    @property
     def overlap(self) -> int:
         """Frames that neighbouring windows of a long clip share."""
         window, overlap = self.num_frames, self.config.window_overlap
@@ -191,8 +196,12 @@ class ProbPosePipeline(DiffusionPipeline):
         skeleton: str | None = None,
         conversion: str | None = None,
         root: Any = None,
+        allow_empty: bool = False,
     ) -> PreparedInputs:
-        """Check everything the caller gave and bring it into the network's units. See `D3DPPipeline.__call__` for the arguments."""
+        """Check everything the caller gave and bring it into the network's units. See `D3DPPipeline.__call__` for the arguments.
+
+        With `allow_empty` a clip may be without any observed keypoint; what stands in its place is NaN.
+        """
         keypoints, batched = _as_keypoints(keypoints_2d, self.device)
         source = get_skeleton(skeleton or self.input_skeleton)
         batch, frames, joints, _ = keypoints.shape
@@ -212,7 +221,7 @@ class ProbPosePipeline(DiffusionPipeline):
             raise ValueError(f"conversion={conversion!r} was given, but the keypoints already are {source.name!r}")
         keypoints = torch.where((confidence > 0)[..., None], keypoints, torch.nan)
         empty = (~(confidence > 0).any(-1).any(-1)).nonzero().flatten().tolist()
-        if empty:
+        if empty and not allow_empty:
             raise ValueError(f"clip {empty[0]} of the batch has no observed keypoint (all NaN or zero confidence)")
         if root is not None:
             root = self._check_root(root, batch, frames, batched)
@@ -221,7 +230,7 @@ class ProbPosePipeline(DiffusionPipeline):
 
     def to_network(self, keypoints: Tensor, camera: Camera, image_size: tuple[int, int] | None) -> Tensor:
         """Keypoints in pixels `(batch, frames, joints, 2)` as the network sees them: in its canonical camera, or divided by the width."""
-        canonical = self.denoiser.config.get("canonical_camera")
+        canonical = self.canonical_camera
         if canonical is None:
             return normalise_screen(keypoints, image_size)
         fx, fy, cx, cy = canonical
@@ -318,7 +327,7 @@ class ProbPosePipeline(DiffusionPipeline):
         if image_size is not None and camera.image_size not in (None, image_size):
             raise ValueError(f"image_size={image_size} contradicts the camera's, which is {camera.image_size}: pass one of them")
         image_size = image_size or camera.image_size
-        if image_size is None and self.denoiser.config.get("canonical_camera") is None:
+        if image_size is None and self.canonical_camera is None:
             raise ValueError("this model normalises by the image width: pass image_size=(width, height), or a camera that has it")
         return camera.to(self.device), image_size
 

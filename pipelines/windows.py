@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +85,21 @@ class Windows:
     def weight(self, row: int) -> Tensor:
         """Blend weights `(window, 1, 1)` of a row."""
         return self.weights[row % len(self.starts), :, None, None]
+
+    def blended(self, clips: Tensor, predict: Callable[[Tensor, Tensor], Tensor], max_batch_size: int) -> Tensor:
+        """Every window of clips `(clips, hypotheses, clip_length, joints, 3)` through a network, blended into clips again.
+
+        Args:
+            predict: of rows' numbers `(n,)` and their windows `(n, hypotheses, window, joints, 3)`, the prediction of the same shape.
+            max_batch_size: largest number of windows × hypotheses in one call.
+        """
+        total = torch.zeros_like(clips)
+        step = max(1, max_batch_size // clips.shape[1])
+        for rows in torch.arange(len(self)).split(step):
+            cut = torch.stack([clips[c, :, s : s + self.window] for c, s in self.places(rows)])
+            for row, (c, s), prediction in zip(rows.tolist(), self.places(rows), predict(rows, cut)):
+                total[c, :, s : s + self.window] += self.weight(row) * prediction
+        return total
 
     def owners(self) -> Tensor:
         """For every frame of a clip, the first frame of the window that has it nearest to its middle `(clip_length,)`."""

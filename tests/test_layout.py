@@ -20,6 +20,7 @@ FLOORS = {
     "probpose.aggregation": 2,
     "probpose.calibration": 2,
     "probpose.data": 2,
+    "probpose.guidance": 2,
     "probpose.mixtures": 2,
     "probpose.pipelines": 3,
     "probpose.training": 4,

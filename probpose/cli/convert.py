@@ -22,6 +22,7 @@ class Parts(NamedTuple):
 PARTS = {
     "d3dp": Parts("D3DPPipeline", "D3DPScheduler"),
     "diffpose": Parts("DiffPosePipeline", "GMMScheduler", needs_lifter=True),
+    "platypose": Parts("PlatyposePipeline", "EnergyGuidedDDIMScheduler"),
 }
 
 
@@ -31,6 +32,7 @@ PARTS = {
         "probpose convert d3dp in_the_wild_best_epoch.bin models/wild --set input_skeleton=coco_17",
         "probpose convert diffpose diffpose_uvxyz_cpn.pth models/diffpose --lifter gcn_xyz_cpn.pth",
         "probpose convert diffpose diffpose_video_uvxyz_cpn.pth models/diffpose-video --lifter mixste_cpn_243f.bin",
+        "probpose convert platypose MDM_H36m_256_frames_50_steps_dynamic.pt models/platypose-h36m",
     )
 )
 def convert(

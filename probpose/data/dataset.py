@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -24,10 +26,11 @@ class TrainingWindows(Dataset):
         canonical_camera: `[fx, fy, cx, cy]` in screen units of the camera that the keypoints are expressed in.
         body, camera, detector: the augmentations; None for the detector gives true 2D.
         seed: seed of the stream.
+        axes: "camera", or "world": nobody looks on, and every window is turned about the vertical at random.
 
     An item is a dict: keypoints_2d `(frames, 17, 2)` in screen units of the canonical camera, confidence `(frames, 17)`,
     keypoints_true `(frames, 17, 2)` without the detector's mistakes,
-    pose `(frames, 17, 3)` root-relative metres in camera axes, root `(frames, 3)` metres.
+    pose `(frames, 17, 3)` root-relative metres in camera axes, root `(frames, 3)` metres. In world axes pose and root alone.
     """
 
     def __init__(
@@ -41,9 +44,13 @@ class TrainingWindows(Dataset):
         camera: CameraVariation | None = None,
         detector: DetectorNoise | None = None,
         seed: int = 0,
+        axes: str = "camera",
     ):
         if num_frames < 1:
             raise ValueError(f"num_frames must be at least 1, got {num_frames}")
+        if axes not in ("camera", "world"):
+            raise ValueError(f"axes must be 'camera' or 'world', got {axes!r}")
+        self.axes = axes
         self.clips, self.num_frames, self.num_windows, self.seed = clips, num_frames, num_windows, seed
         self.canonical_camera = torch.tensor(canonical_camera)
         self.body, self.camera, self.detector = body, camera or CameraVariation(), detector
@@ -83,6 +90,9 @@ class TrainingWindows(Dataset):
         root, local = torch.where(mirrored, root_m, root), torch.where(mirrored[..., None], local_m, local)
         if self.body is not None:
             root, local = self.body(root, local, random)
+        if self.axes == "world":
+            turn = _about_the_vertical(random.uniform(1, low=-math.pi, high=math.pi))
+            return {"pose": torch.einsum("bij,bftj->bfti", turn, local), "root": torch.einsum("bij,bfj->bfi", turn, root)}
         absolute, slopes = self.camera(root, local, random)
         true = slopes
         if self.detector is not None:
@@ -97,3 +107,10 @@ class TrainingWindows(Dataset):
             "pose": absolute - absolute[:, :, :1],
             "root": absolute[:, :, 0],
         }
+
+
+def _about_the_vertical(angle: Tensor) -> Tensor:
+    """Rotations `(windows, 3, 3)` about the z axis by angles `(windows, 1)`."""
+    zero, one = torch.zeros_like(angle), torch.ones_like(angle)
+    rows = [angle.cos(), -angle.sin(), zero, angle.sin(), angle.cos(), zero, zero, zero, one]
+    return torch.cat(rows, dim=-1).unflatten(-1, (3, 3))

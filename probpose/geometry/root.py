@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from scipy.linalg import solveh_banded
@@ -18,9 +21,9 @@ _BANDS = 7  # a frame couples its own three coordinates (offsets 0..2) and, thro
 @torch.no_grad()
 def estimate_root(
     pose: Tensor,
-    keypoints_2d: Tensor,
-    camera: Camera,
-    confidence: Tensor | None = None,
+    keypoints_2d: Tensor | Sequence[Tensor],
+    camera: Camera | Sequence[Camera],
+    confidence: Tensor | Sequence[Tensor] | None = None,
     *,
     fps: float = 30.0,
     acceleration: float | None = 5.0,
@@ -32,6 +35,9 @@ def estimate_root(
 
     Weighted least squares on the viewing rays, re-linearised so that it minimises the reprojection error, with Cauchy weights
     against outliers and a prior on the root's acceleration, all frames of a clip in one banded system.
+
+    Several cameras are a list, with keypoints and confidences for each. Poses and root are then in the world's axes, and the cameras must
+    know where they stand.
 
     Args:
         pose: `(batch, frames, joints, 3)` or `(batch, hypotheses, frames, joints, 3)`, metres, root-relative, camera axes.
@@ -47,8 +53,8 @@ def estimate_root(
         iterations: re-weighting steps.
 
     Returns:
-        `(batch, frames, 3)`, or `(batch, hypotheses, frames, 3)`: metres, camera axes, always in front of the camera. Frames without any
-        observation are bridged by the acceleration prior.
+        `(batch, frames, 3)`, or `(batch, hypotheses, frames, 3)`: metres, camera axes (with several cameras the world's), always in front
+        of a single camera. Frames without any observation are bridged by the acceleration prior.
 
     Raises:
         ValueError: shapes that do not fit, numbers that are not positive, or a clip without a single observed keypoint.
@@ -58,37 +64,79 @@ def estimate_root(
             raise ValueError(f"{name} must be positive, got {value}")
     if pose.ndim not in (4, 5) or pose.shape[-1] != 3:
         raise ValueError(f"pose must have shape (batch, [hypotheses,] frames, joints, 3), got {tuple(pose.shape)}")
-    expected = (pose.shape[0], *pose.shape[-3:-1], 2)
-    if tuple(keypoints_2d.shape) != expected:
-        raise ValueError(f"keypoints_2d must have shape {expected} to go with the pose, got {tuple(keypoints_2d.shape)}")
-    slopes = camera.unproject(keypoints_2d.double())
-    observed = torch.isfinite(slopes).all(-1)
-    weight = observed.double() if confidence is None else observed * confidence.double()
-    if not torch.isfinite(weight).all() or (weight < 0).any():
-        raise ValueError("confidence must be finite and not negative")
-    if (weight.sum((1, 2)) <= 0).any():
+    several = not isinstance(camera, Camera)
+    if several:
+        each = zip(camera, keypoints_2d, [None] * len(camera) if confidence is None else confidence, strict=True)
+    else:
+        each = [(camera, keypoints_2d, confidence)]
+    views = [_View.of(pose, *view, extrinsics=several) for view in each]
+    if (sum(view.weight.sum((-1, -2)) for view in views) <= 0).any():
         raise ValueError("the root cannot be estimated: a clip has no observed keypoint")
-    slopes = torch.where(observed[..., None], slopes, 0.0)
-    focal = camera.focal.double().mean(-1).reshape(-1, *[1] * (pose.ndim - 2)).to(pose.device)
-    hypotheses = pose.ndim == 5
-    if hypotheses:
-        slopes, weight = slopes[:, None], weight[:, None]
     joints = pose.double()
 
     # One algebraic equation per image axis: (X + tx) - slope (Z + tz) = 0, in units of depth; dividing by the depth gives pixels.
-    root = _initial_root(joints, slopes, weight)
+    if several:
+        equations = [view.equations(joints, torch.zeros_like(joints[..., 0, :]), view.weight.expand(joints.shape[:-1])) for view in views]
+        root = _solve(*map(sum, zip(*equations)), fps, acceleration)
+    else:
+        root = _initial_root(joints, views[0].slopes, views[0].weight)
     # What nothing decides stays where the clip is: the system is solved for the offset from the mean of the observed frames.
-    share = weight.sum(-1, keepdim=True)
+    share = sum(view.weight.sum(-1, keepdim=True) for view in views)
     base = (share * root).sum(-2, keepdim=True) / share.sum(-2, keepdim=True)
     for _ in range(iterations):
-        depth = (joints[..., 2] + root[..., None, 2]).clamp_min(0.1)
-        residual = (joints[..., :2] + root[..., None, :2]) - slopes * depth[..., None]
-        pixels = focal * residual.norm(dim=-1) / depth
-        sigma = focal * torch.sqrt((keypoint_sigma / REFERENCE_FOCAL) ** 2 + (pose_sigma / depth) ** 2)
-        w = weight / (1 + (pixels / (2 * sigma)) ** 2) * (focal / (depth * sigma)) ** 2
-        root = base + _solve(joints + base[..., None, :], slopes, w, fps, acceleration)
-        root[..., 2].clamp_(min=0.1)
+        equations = []
+        for view in views:
+            seen = view.seen(joints, root)
+            depth = seen[..., 2].clamp_min(0.1)
+            residual = seen[..., :2] - view.slopes * depth[..., None]
+            pixels = view.focal * residual.norm(dim=-1) / depth
+            sigma = view.focal * torch.sqrt((keypoint_sigma / REFERENCE_FOCAL) ** 2 + (pose_sigma / depth) ** 2)
+            w = view.weight / (1 + (pixels / (2 * sigma)) ** 2) * (view.focal / (depth * sigma)) ** 2
+            equations.append(view.equations(joints, base, w))
+        root = base + _solve(*map(sum, zip(*equations)), fps, acceleration)
+        if not several:
+            root[..., 2].clamp_(min=0.1)
     return root.to(pose.dtype)
+
+
+@dataclass
+class _View:
+    """One camera's share: slopes and weights with the axes of the poses, and where the camera stands (None: the poses are in its axes)."""
+
+    slopes: Tensor
+    weight: Tensor
+    focal: Tensor
+    camera: Camera | None
+
+    @classmethod
+    def of(cls, pose: Tensor, camera: Camera, keypoints_2d: Tensor, confidence: Tensor | None, extrinsics: bool) -> _View:
+        expected = (pose.shape[0], *pose.shape[-3:-1], 2)
+        if tuple(keypoints_2d.shape) != expected:
+            raise ValueError(f"keypoints_2d must have shape {expected} to go with the pose, got {tuple(keypoints_2d.shape)}")
+        slopes = camera.unproject(keypoints_2d.double())
+        observed = torch.isfinite(slopes).all(-1)
+        weight = observed.double() if confidence is None else observed * confidence.double()
+        if not torch.isfinite(weight).all() or (weight < 0).any():
+            raise ValueError("confidence must be finite and not negative")
+        slopes = torch.where(observed[..., None], slopes, 0.0)
+        focal = camera.focal.double().mean(-1).reshape(-1, *[1] * (pose.ndim - 2)).to(pose.device)
+        if pose.ndim == 5:
+            slopes, weight = slopes[:, None], weight[:, None]
+        return cls(slopes, weight, focal, camera if extrinsics else None)
+
+    def seen(self, joints: Tensor, root: Tensor) -> Tensor:
+        """Joints in the camera's axes."""
+        space = joints + root[..., None, :]
+        return space if self.camera is None else self.camera.to_camera(space)
+
+    def equations(self, joints: Tensor, base: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Per frame the weighted linear problem for the root's offset from `base`: matrix `(..., 3, 3)` and right side `(..., 3)`."""
+        matrix, right = _normal_equations(self.seen(joints, base), self.slopes, w)
+        if self.camera is None:
+            return matrix, right
+        turn = self.camera.rotation.to(matrix)
+        turn = turn.reshape(*turn.shape[:-2], *[1] * (matrix.ndim - turn.ndim), 3, 3)
+        return turn.mT @ matrix @ turn, (turn.mT @ right[..., None])[..., 0]
 
 
 def root_of_hypotheses(hypotheses: Tensor, keypoints_2d: Tensor, camera: Camera, confidence: Tensor | None, fps: float = 30.0) -> Tensor:
@@ -126,10 +174,9 @@ def _initial_root(joints: Tensor, slopes: Tensor, weight: Tensor) -> Tensor:
     return torch.cat([flat, depth[..., None].expand_as(flat[..., :1])], dim=-1)
 
 
-def _solve(joints: Tensor, slopes: Tensor, w: Tensor, fps: float, acceleration: float | None) -> Tensor:
+def _solve(matrix: Tensor, right: Tensor, fps: float, acceleration: float | None) -> Tensor:
     """Solve all sequences in one symmetric banded system: the blocks of different sequences do not touch."""
-    matrix, right = _normal_equations(joints, slopes, w)
-    frames = right.shape[-2]
+    shape, device, frames = right.shape, right.device, right.shape[-2]
     matrix, right = matrix.reshape(-1, frames, 3, 3).cpu().numpy(), right.reshape(-1, frames, 3).cpu().numpy()
     matrix[..., range(3), range(3)] += 1e-6 * np.maximum(matrix[..., 0, 0], 1e-3)[..., None]
     band = np.zeros((_BANDS, len(matrix), frames, 3))
@@ -146,4 +193,4 @@ def _solve(joints: Tensor, slopes: Tensor, w: Tensor, fps: float, acceleration: 
         for lag in range(3):
             band[3 * lag] += stiffness * second[None, :, lag, None]
     solution = solveh_banded(band.reshape(_BANDS, -1), right.reshape(-1), lower=True)
-    return torch.from_numpy(solution).to(joints.device).reshape(*joints.shape[:-2], 3)
+    return torch.from_numpy(solution).to(device).reshape(shape)

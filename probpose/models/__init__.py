@@ -6,6 +6,7 @@ from .attention_aggregator import AttentionAggregator, AttentionAggregatorOutput
 from .frame_transformer import FrameTransformerModel
 from .graformer import GraFormerDenoiser, GraFormerLifter
 from .mixste import MixSTEModel
+from .motion_prior import MotionPriorModel
 from .outputs import PoseModelOutput
 
 # A saved pipeline names its components by this public module, so that moving a file never breaks a checkpoint.
@@ -16,6 +17,7 @@ for _public in (
     GraFormerDenoiser,
     GraFormerLifter,
     MixSTEModel,
+    MotionPriorModel,
     PoseModelOutput,
 ):
     _public.__module__ = __name__
@@ -28,5 +30,6 @@ __all__ = [
     "GraFormerLifter",
     "MixSTEModel",
     "ModelMixin",
+    "MotionPriorModel",
     "PoseModelOutput",
 ]

@@ -24,15 +24,16 @@ class DropPath(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Linear, exact GELU, linear."""
+    """Linear, exact GELU, linear; `dropout` drops hidden values in training."""
 
-    def __init__(self, dim: int, hidden_dim: int):
+    def __init__(self, dim: int, hidden_dim: int, dropout: float = 0.0):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden_dim)
+        self.dropout = nn.Dropout(dropout)
         self.fc2 = nn.Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(nn.functional.gelu(self.fc1(x)))
+        return self.fc2(self.dropout(nn.functional.gelu(self.fc1(x))))
 
 
 class TransformerBlock(nn.Module):

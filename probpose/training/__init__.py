@@ -19,6 +19,8 @@ _HOME = {
     "DiffPoseTrainer": "diffpose",
     "LifterConfig": "config",
     "LifterTrainer": "lifter",
+    "PriorConfig": "config",
+    "PriorTrainer": "prior",
     "Trainer": "trainer",
     "TrainingConfig": "config",
     "calibrate": "calibration",
@@ -36,8 +38,8 @@ def train(config_path: str | Path, resume: bool = False, overwrite: bool = False
     """Train by a recipe; returns the folder of the final pipeline, or of the lifter.
 
     Args:
-        config_path: a YAML recipe of a denoiser (`TrainingConfig`), a lifter (`LifterConfig`), DiffPose's denoiser (`DiffPoseConfig`) or a
-            learned aggregator (`AggregatorConfig`); paths inside it are relative to the working directory.
+        config_path: a YAML recipe of a denoiser (`TrainingConfig`), a lifter (`LifterConfig`), DiffPose's denoiser (`DiffPoseConfig`),
+            a motion prior (`PriorConfig`) or a learned aggregator (`AggregatorConfig`); paths in it are relative to the working directory.
         resume: continue from the newest checkpoint of the recipe's `output_dir`; start anew where there is none.
         overwrite: discard the checkpoints that are there and start anew.
 
@@ -58,6 +60,7 @@ _TRAINERS = {
     "AggregatorConfig": ("aggregator", "AggregatorTrainer"),
     "DiffPoseConfig": ("diffpose", "DiffPoseTrainer"),
     "LifterConfig": ("lifter", "LifterTrainer"),
+    "PriorConfig": ("prior", "PriorTrainer"),
     "TrainingConfig": ("trainer", "Trainer"),
 }
 

@@ -170,7 +170,7 @@ def canonical_camera(pipe: ProbPosePipeline) -> Camera:
     """
     if (joints := (pipe.input_skeleton, pipe.skeleton)) != ("h36m_17", "h36m_17"):
         raise ValueError(f"the pipeline reads {joints[0]} and produces {joints[1]}, but windows are rendered for h36m_17 only")
-    canonical = pipe.denoiser.config.get("canonical_camera")
+    canonical = pipe.canonical_camera
     if canonical is None:
         raise ValueError("the pipeline's denoiser has no canonical camera, so windows cannot be rendered for it")
     return Camera(canonical[:2], canonical[2:], slope_limit=math.inf)

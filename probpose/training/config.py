@@ -99,6 +99,16 @@ class DiffPoseOptimConfig(OptimConfig):
     start_share: float = Field(0.0, ge=0, le=1, description="share of examples at the start timestep; the rest is uniform")
 
 
+class PriorOptimConfig(OptimConfig):
+    """Denoising of motions that nobody looks at."""
+
+    loss: Literal["weighted", "squared_error"] = Field(
+        "weighted", description="weighted: every noise level counts about alike; squared_error is published, and is all about the noisiest"
+    )
+    trajectory_weight: float = Field(1.0, ge=0, description="weight of the root's trajectory beside that of a joint")
+    short_window_share: float = Field(0.0, ge=0, le=1, description="share of steps on windows cut to a random length; 1 is published")
+
+
 class AggregatorOptimConfig(OptimConfig):
     """Aggregation of hypotheses that were sampled before."""
 
@@ -191,6 +201,16 @@ class LifterConfig(Recipe):
     initialise_from: str | None = Field(None, description="folder of a lifter, or of a pipeline whose denoiser becomes one")
 
 
+class PriorConfig(Recipe):
+    """Recipe of a motion prior: 3D motions alone."""
+
+    prior: ComponentConfig = ComponentConfig(name="MotionPriorModel")
+    scheduler: ComponentConfig = ComponentConfig(name="EnergyGuidedDDIMScheduler")
+    optim: PriorOptimConfig
+    pipeline: PipelineConfig = PipelineConfig()
+    initialise_from: str | None = Field(None, description="pipeline folder whose denoiser weights to start from")
+
+
 class DiffPoseConfig(Recipe):
     """Recipe of DiffPose's denoiser on top of a frozen lifter."""
 
@@ -215,15 +235,17 @@ class AggregatorConfig(Recipe):
 def load_recipe(path: str | Path) -> Recipe:
     """Read a recipe of any kind: what is trained tells which.
 
-    A `lifter` section trains a lifter, a lifter's folder DiffPose's denoiser on top of it; a `pipeline` to build on trains an aggregator;
-    anything else is a denoiser.
+    A `prior` trains a motion prior; a `lifter` section a lifter, a lifter's folder DiffPose's denoiser on top of it; a `pipeline` to build
+    on an aggregator; anything else is a denoiser.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: not YAML, or wrong fields, each named.
     """
     content = _read(Path(path))
-    if isinstance(content.get("lifter"), dict):
+    if "prior" in content:
+        kind = PriorConfig
+    elif isinstance(content.get("lifter"), dict):
         kind = LifterConfig
     elif "lifter" in content:
         kind = DiffPoseConfig

@@ -78,17 +78,19 @@ def split_clips(data: DataConfig) -> tuple[MocapClips, MocapClips | None]:
 
 
 def windows_for(data: DataConfig, denoiser: Any, clips: MocapClips, count: int, seed: int, num_frames: int) -> TrainingWindows:
-    """Windows of clips as a denoiser of this configuration takes them, with the recipe's bodies, cameras and detector."""
+    """Windows of clips as a network of this configuration takes them, with the recipe's bodies, cameras and detector."""
+    sees_2d = denoiser.get("canonical_camera") is not None
     return TrainingWindows(
         clips,
         num_frames=num_frames,
         num_windows=count,
         source_weights=data.source_weights,
-        canonical_camera=tuple(denoiser.canonical_camera),
+        **({"canonical_camera": tuple(denoiser.canonical_camera)} if sees_2d else {}),
         body=None if data.body is None else BodyVariation(**data.body),
         camera=CameraVariation(**data.camera),
-        detector=None if data.detector is None else DetectorNoise(**data.detector),
+        detector=DetectorNoise(**data.detector) if sees_2d and data.detector is not None else None,
         seed=seed,
+        axes=denoiser.get("axes", "camera"),
     )
 
 

@@ -31,6 +31,8 @@ class Trainer(WindowLoop):
         denoiser = build_component(probpose.models, self.config.denoiser, "denoiser", takes="noisy_pose")
         self.scheduler = build_component(probpose.schedulers, self.config.scheduler, "scheduler")
         config = denoiser.config
+        if "axes" in config:
+            raise ValueError(f"denoiser.name: {self.config.denoiser.name} sees no keypoints: a recipe with a section `prior` trains it")
         if config.get("num_frames") is None:
             raise ValueError(f"denoiser.name: {self.config.denoiser.name} refines a lifter's pose: name the trained one as `lifter`")
         if config.get("in_channels") == 2 or config.get("use_timestep") is False:

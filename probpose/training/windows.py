@@ -22,8 +22,9 @@ class WindowLoop(TrainingLoop):
     validation_windows: TrainingWindows | None
 
     def set_windows(
-        self, network: Any, section: str, name: str, window: int | None, short_window_share: float = 0.0, any_length: bool | None = None
-    ) -> None:
+        self, network: Any, section: str, name: str, window: int | None, short_window_share: float = 0.0,
+        any_length: bool | None = None, axes: str | None = None,
+    ) -> None:  # fmt: skip
         """Make the windows of the recipe's data as a network of this configuration takes them.
 
         Args:
@@ -33,6 +34,7 @@ class WindowLoop(TrainingLoop):
             window: frames that it sees at once; None: every frame for itself.
             short_window_share: of the recipe.
             any_length: whether it takes shorter windows, too; None: as `network` says.
+            axes: of the motions that a network without 2D input sees, "camera" or "world".
 
         Raises:
             ValueError: windows that the network could not take; the message names the fields.
@@ -48,7 +50,7 @@ class WindowLoop(TrainingLoop):
                 f"{section}.config: training windows hold the 17 joints of h36m_17, but the network is made for {skeletons}",
             ),
             (
-                network.canonical_camera is None,
+                axes is None and network.canonical_camera is None,
                 f"{section}.config.canonical_camera: training windows need the [fx, fy, cx, cy] of a camera, got null",
             ),
             (
@@ -102,6 +104,8 @@ def rendered(windows: TrainingWindows, rows: list[int]) -> dict[str, Tensor]:
 
 def observed_only(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """A batch whose unobserved keypoints are filled in from the observed ones: a network must not learn from what it will not see."""
+    if "keypoints_2d" not in batch:  # motions in world axes, at which nobody looks
+        return batch
     observed = (batch["confidence"] > 0)[..., None]
     keypoints = fill_missing(torch.where(observed, batch["keypoints_2d"], torch.nan))
     return {**batch, "keypoints_2d": torch.nan_to_num(keypoints)}  # a window without any observation

@@ -10,7 +10,7 @@ from diffusers import ModelMixin
 from safetensors.torch import load_file
 
 from probpose.hub import convert_original
-from probpose.models import FrameTransformerModel, MixSTEModel
+from probpose.models import FrameTransformerModel, MixSTEModel, MotionPriorModel
 from probpose.models import attention as attention_module
 from probpose.models.embeddings import timestep_sinusoid
 
@@ -253,13 +253,14 @@ def test_bad_config(config, message):
         MixSTEModel(**{**SMALL, **config})
 
 
-# Attention backends, for both backbones
+# Attention backends, for all backbones of tokens
 
 
 def models_and_inputs():
     keypoints, pose = torch.randn(2, 4, 5, 2), torch.randn(2, 3, 4, 5, 3)
-    frame = FrameTransformerModel(num_frames=4, num_joints=5, width=16, depth=1, num_attention_heads=2).eval()
-    return [(model, (keypoints, pose, 500)) for model in (small_model(), frame)]
+    size = {"num_frames": 4, "num_joints": 5, "width": 16, "depth": 1, "num_attention_heads": 2}
+    models = [(model, (keypoints, pose, 500)) for model in (small_model(), FrameTransformerModel(**size).eval())]
+    return models + [(MotionPriorModel(**size, norm_first=first).eval(), (None, pose, 30)) for first in (False, True)]
 
 
 def backends_of(model):

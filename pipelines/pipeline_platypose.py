@@ -1,0 +1,520 @@
+"""Platypose: K hypotheses from a motion prior that is guided towards what cameras saw (Pierzchlewicz et al., arXiv 2403.06164)."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from probpose.geometry import Camera
+from probpose.guidance import Energy, GaussNewtonGuide, GuideOutput, ReprojectionEnergy
+
+from .noise import NoiseSource
+from .pipeline_output import ProbPosePipelineOutput
+from .pipeline_probpose import PreparedInputs, ProbPosePipeline, as_tensor, check_call, check_eta, checked_count, is_a
+from .scene import CANONICAL, Scene
+from .windows import Windows
+
+ROOTS = ("estimate", "state")
+LIKELIHOODS = ("confidence", "published", None)
+
+_LEVEL = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]])
+"""World to camera of a camera that stands level, for priors in world axes and cameras of which nothing is known."""
+
+_UNSEEN_DEPTH = 4.0
+"""Metres in front of the camera, where a motion is put while nothing says where it is."""
+
+
+class PlatyposePipeline(ProbPosePipeline):
+    """Motion prior, guided: no 2D-3D pairs in training, any number of cameras when sampling.
+
+    At every step the prior predicts the clean motion, and a guide moves that to where it agrees with the keypoints; sampling goes on there.
+    Hypotheses differ by the noise that they begin with. Nothing is known of the ground truth: where the person stands is estimated anew in
+    every step, for every hypothesis.
+
+    Args:
+        denoiser: `MotionPriorModel`.
+        scheduler: `EnergyGuidedDDIMScheduler`.
+        aggregator: learned aggregator (`probpose.models.AttentionAggregator`), what `aggregation="attention"` means; or None.
+        calibrator: `probpose.calibration.Recalibration`, or None.
+        default_num_hypotheses, default_num_inference_steps, default_aggregation: what a call uses that does not say.
+        default_energy_scale: factor on the energy of the keypoints.
+        guide_substeps, guide_trust: of the `GaussNewtonGuide` that a call uses which brings no guide.
+        window_overlap: frames that neighbouring windows of a long clip share; default a third of the model's window.
+        hidden_when_converted: joints that are treated as not observed when the keypoints had to be converted from another skeleton.
+    """
+
+    _optional_components = ["aggregator", "calibrator"]  # noqa: RUF012  (diffusers reads it from the class)
+
+    def __init__(
+        self,
+        denoiser,
+        scheduler,
+        aggregator=None,
+        calibrator=None,
+        default_num_hypotheses: int = 50,
+        default_num_inference_steps: int | None = None,
+        default_aggregation: str | None = "mean",
+        default_energy_scale: float = 1.0,
+        guide_substeps: int = 2,
+        guide_trust: float = 1.0,
+        window_overlap: int | None = None,
+        hidden_when_converted: list[int] | None = None,
+    ):
+        super().__init__()
+        if "axes" not in denoiser.config or not hasattr(scheduler, "noise_level"):
+            raise ValueError(
+                "PlatyposePipeline guides a MotionPriorModel by an EnergyGuidedDDIMScheduler, got "
+                f"{type(denoiser).__name__} and {type(scheduler).__name__}"
+            )
+        GaussNewtonGuide(guide_substeps, guide_trust)
+        self.register_modules(denoiser=denoiser, scheduler=scheduler, aggregator=aggregator, calibrator=calibrator)
+        self.register_to_config(
+            default_num_hypotheses=default_num_hypotheses,
+            default_num_inference_steps=default_num_inference_steps or scheduler.config.num_inference_steps,
+            default_aggregation=default_aggregation,
+            default_energy_scale=default_energy_scale,
+            guide_substeps=guide_substeps,
+            guide_trust=guide_trust,
+            window_overlap=window_overlap,
+            hidden_when_converted=list(hidden_when_converted or ()),
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        keypoints_2d: Any,
+        confidence: Any = None,
+        image_size: Any = None,
+        camera: Camera | None = None,
+        skeleton: str | None = None,
+        conversion: str | None = None,
+        num_hypotheses: int | None = None,
+        num_inference_steps: int | None = None,
+        eta: float | None = None,
+        aggregation: str | nn.Module | None = "default",
+        calibrated: bool | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        noise: Tensor | None = None,
+        root: Any = "estimate",
+        fps: float = 30.0,
+        cameras: Sequence[Camera] | None = None,
+        guidance: Energy | None = None,
+        guide: Callable[..., GuideOutput] | None = None,
+        likelihood: str | None = "confidence",
+        energy_scale: float | None = None,
+        estimate_focal: bool = False,
+        init_pose: Any = None,
+        max_batch_size: int = 256,
+        output_type: str = "pt",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, int, dict[str, Tensor]], dict[str, Tensor] | None] | None = None,
+    ) -> ProbPosePipelineOutput | tuple:
+        """Sample 3D motions. Arguments that are not listed are those of `D3DPPipeline`.
+
+        Args:
+            keypoints_2d: `(batch, frames, joints, 2)` or `(frames, joints, 2)` pixels, NaN = not observed; of several cameras a list, one
+                entry for each. A clip that no camera saw anything of is drawn from the prior alone, with a warning. Any length.
+            confidence, image_size: of several cameras a list, too.
+            camera: the camera if known (also one per clip).
+            cameras: several cameras, each with rotation and translation. The output is in the axes of the first.
+            num_inference_steps: steps of the scheduler's list, of which it skips the noisiest; None: the pipeline's default.
+            root: "estimate": where the person is, is estimated from the keypoints at every step, for every hypothesis; "state": the prior's
+                own trajectory is sampled along; or a trajectory `(batch, frames, 3)` in metres in the first camera's axes, if it is known.
+                (Platypose's published runs were given the true one. Of a prior with absolute trajectories it is then added to all joints
+                and the prior's own is driven to zero, as published.)
+            guidance: what else is known of the motion: any energy. It sees the world's axes if the camera has extrinsics, otherwise the
+                camera's, and the root's trajectory in the root's place.
+            guide: `GaussNewtonGuide` (default) or `GradientGuide` (published).
+            likelihood: "confidence": keypoints are as far off as their confidence says, outliers are let go of; "published": squared
+                distances in units of 500 pixels, weighted by confidence, through the real lens; None: only `guidance` counts.
+            energy_scale: factor on the energy of the keypoints.
+            estimate_focal: correct the focal length of an unknown camera while sampling; of one camera. `out.camera` has the estimate.
+            init_pose: `(batch, frames, joints, 3)` root-relative metres, first camera's axes, to begin from instead of noise alone.
+            noise: as in `D3DPPipeline`; in the axes of the prior.
+
+        Returns:
+            `ProbPosePipelineOutput`: metres, axes of the first camera, root-relative.
+
+        Raises:
+            ValueError: any input of the wrong shape or range; cameras and keypoints that are not equally many or long; a camera with the
+                person behind it; an energy that is not finite, with the step. The message names the value and what is allowed.
+        """
+        mode = root if isinstance(root, str) else "given"
+        settings = self.settings(num_hypotheses, num_inference_steps, eta, mode, energy_scale)
+        several = cameras is not None and len(cameras) > 1
+        aggregator = self.choose_aggregator(self._aggregation_of(aggregation, several))
+        calibrated = self.check_calibrated(False if several and calibrated is None else calibrated)
+        check_call(output_type, max_batch_size, fps)
+        if likelihood not in LIKELIHOODS:
+            raise ValueError(f"likelihood must be one of {LIKELIHOODS}, got {likelihood!r}")
+        check_guidance(guidance)
+        if likelihood is None and guidance is None:
+            raise ValueError("likelihood=None needs a guidance: nothing would tie the motion to the keypoints")
+        if estimate_focal and several:
+            raise ValueError(f"estimate_focal corrects the focal length of one camera, got {len(cameras)} cameras")
+        views = self._prepare_views(
+            keypoints_2d, confidence, image_size, camera, cameras, skeleton, conversion, None if isinstance(root, str) else root
+        )
+        inputs = views[0]
+        noise = self.check_noise(noise, inputs, settings.num_hypotheses, 3)
+        init_pose = self._check_init_pose(init_pose, inputs)
+        scene = self._scene([v.network_2d for v in views], [v.confidence for v in views], [v.camera for v in views], fps)
+        for clip in (~scene.observed).nonzero().flatten().tolist():
+            warnings.warn(f"clip {clip} has no observed keypoint: its hypotheses are drawn from the prior alone", stacklevel=2)
+        seen = {"confidence": Scene.likelihood, "published": partial(_published_likelihood, views), None: None}[likelihood]
+        sampler = _Sampler(self, scene, settings, guide or self.guide(), guidance, int(max_batch_size), seen, inputs.root, estimate_focal)
+        hypotheses, roots = self._sample(sampler, generator, noise, init_pose, callback_on_step_end)
+        if inputs.root is None and (several or not scene.observed.all()):
+            inputs = replace(inputs, root=roots.mean(1))
+        if estimate_focal:
+            inputs = replace(inputs, camera=replace(inputs.camera, focal=inputs.camera.focal * scene.focal_factor[:, None]))
+        return self.finish(hypotheses, inputs, aggregator, fps, output_type, return_dict, calibrated)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        num_frames: int,
+        num_motions: int = 1,
+        guidance: Energy | None = None,
+        guide: Callable[..., GuideOutput] | None = None,
+        num_inference_steps: int | None = None,
+        eta: float | None = None,
+        generator: torch.Generator | None = None,
+        max_batch_size: int = 256,
+        fps: float = 30.0,
+    ) -> tuple[Tensor, Tensor]:
+        """Draw motions that no camera saw: from the prior alone, or guided by what is known of them.
+
+        Args:
+            num_frames, num_motions: any length; how many.
+            guidance: an energy in the prior's axes, e.g. an `InpaintingEnergy` of known joints or frames; None: anything goes.
+            generator, num_inference_steps, eta, guide, max_batch_size, fps: as in a call.
+
+        Returns:
+            Motions `(num_motions, num_frames, joints, 3)` relative to the root, and the root's trajectories `(num_motions, num_frames, 3)`,
+            metres, both in the prior's axes. Of a prior with relative trajectories these are about their mean.
+
+        Raises:
+            ValueError: a number out of its range, or an energy that is not finite.
+        """
+        settings = self.settings(num_motions, num_inference_steps, eta, "state")
+        check_call("pt", max_batch_size, fps)
+        check_guidance(guidance)
+        shape = (1, checked_count("num_frames", num_frames), self.num_output_joints)
+        nothing = torch.zeros(shape, device=self.device)
+        scene = Scene([Scene.behind_canonical_lens(None)], [nothing[..., None].expand(*shape, 2)], [nothing], fps)
+        sampler = _Sampler(self, scene, settings, guide or self.guide(), guidance, max_batch_size, likelihood=None, unseen_depth=0.0)
+        hypotheses, roots = self._sample(sampler, generator, turn=False)
+        return hypotheses[0], roots[0]
+
+    @torch.no_grad()
+    def sample_clips(
+        self,
+        network_2d: Tensor,
+        confidence: Tensor,
+        settings: PlatyposeSettings,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        noise: Tensor | None = None,
+        max_batch_size: int = 256,
+        callback: Callable | None = None,
+    ) -> Tensor:
+        """The sampler in the network's units: `(batch, frames, joints, 2)` to `(batch, K, frames, joints, 3)`, the root joint at zero."""
+        scene = self._scene([network_2d], [confidence], [None])
+        return self._sample(_Sampler(self, scene, settings, self.guide(), None, max_batch_size), generator, noise, None, callback)[0]
+
+    def settings(
+        self,
+        num_hypotheses: int | None = None,
+        num_inference_steps: int | None = None,
+        eta: float | None = None,
+        root: str = "estimate",
+        energy_scale: float | None = None,
+    ) -> PlatyposeSettings:
+        """How a call with these arguments samples; None: the pipeline's default."""
+        config = self.config
+        return PlatyposeSettings(
+            config.default_num_hypotheses if num_hypotheses is None else num_hypotheses,
+            config.default_num_inference_steps if num_inference_steps is None else num_inference_steps,
+            eta,
+            root,
+            config.default_energy_scale if energy_scale is None else energy_scale,
+        )
+
+    def guide(self) -> GaussNewtonGuide:
+        """The guide of a call that brings none."""
+        return GaussNewtonGuide(self.config.guide_substeps, self.config.guide_trust)
+
+    @property
+    def canonical_camera(self) -> tuple[float, float, float, float]:
+        return CANONICAL
+
+    def _aggregation_of(self, aggregation: Any, several: bool) -> Any:
+        """Learned aggregators have met hypotheses of one camera only."""
+        return "mean" if several and aggregation == "default" and self.config.default_aggregation == "attention" else aggregation
+
+    def _prepare_views(
+        self,
+        keypoints_2d: Any,
+        confidence: Any,
+        image_size: Any,
+        camera: Camera | None,
+        cameras: Any,
+        skeleton: Any,
+        conversion: Any,
+        root: Any,
+    ) -> list[PreparedInputs]:
+        """The checked inputs of every camera."""
+        if cameras is None:
+            if isinstance(camera, (list, tuple)):
+                raise ValueError(f"camera must be one Camera, got {len(camera)}: pass several as cameras, with a list of keypoints_2d")
+            return [self.prepare_inputs(keypoints_2d, confidence, image_size, camera, skeleton, conversion, root, allow_empty=True)]
+        if camera is not None:
+            raise ValueError("pass camera or cameras, not both")
+        count = len(cameras)
+        given = {"keypoints_2d": keypoints_2d, "confidence": confidence}
+        for name, value in given.items():
+            if value is not None and len(value) != count:
+                raise ValueError(f"{name} must be a list with one entry for each camera: {count} cameras, {len(value)} entries")
+        sizes = image_size if isinstance(image_size, list) else [image_size] * count
+        if len(sizes) != count:
+            raise ValueError(f"image_size must be one or a list with one for each camera: {count} cameras, {len(sizes)} sizes")
+        views = []
+        for number, each in enumerate(cameras):
+            if count > 1 and isinstance(each, Camera) and (each.rotation is None or each.translation is None):
+                raise ValueError(f"camera {number} has no rotation and translation: several cameras must say where they stand")
+            known = None if confidence is None else confidence[number]
+            place = root if number == 0 else None
+            view = self.prepare_inputs(keypoints_2d[number], known, sizes[number], each, skeleton, conversion, place, allow_empty=True)
+            if view.keypoints_2d.shape != (views or [view])[0].keypoints_2d.shape:
+                shapes = tuple(views[0].keypoints_2d.shape[:2]), tuple(view.keypoints_2d.shape[:2])
+                raise ValueError(
+                    f"all cameras must have as many clips and frames, got {shapes[0]} of camera 0 and {shapes[1]} of camera {number}"
+                )
+            views.append(view)
+        return views
+
+    def _scene(self, keypoints: list[Tensor], confidence: list[Tensor], cameras: list[Camera | None], fps: float = 30.0) -> Scene:
+        lenses = [Scene.behind_canonical_lens(camera) for camera in cameras]
+        if self.denoiser.config.axes == "world" and lenses[0].rotation is None:
+            lenses = [replace(lenses[0], rotation=_LEVEL.to(self.device), translation=torch.zeros(3, device=self.device))]
+        return Scene([lens.to(self.device) for lens in lenses], [torch.nan_to_num(k) for k in keypoints], confidence, fps)
+
+    def _check_init_pose(self, init_pose: Any, inputs: PreparedInputs) -> Tensor | None:
+        if init_pose is None:
+            return None
+        pose = as_tensor(init_pose, "init_pose").to(inputs.network_2d)
+        pose = pose if inputs.batched else pose[None]
+        expected = (*inputs.network_2d.shape[:2], self.num_output_joints, 3)
+        if tuple(pose.shape) != expected or not torch.isfinite(pose).all():
+            raise ValueError(
+                f"init_pose must be finite and have shape {expected if inputs.batched else expected[1:]}, got {tuple(pose.shape)}"
+            )
+        return pose
+
+    def _sample(
+        self, sampler: _Sampler, generator: Any, noise: Tensor | None = None, init_pose: Tensor | None = None,
+        callback: Callable | None = None, turn: bool = True,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Hypotheses `(batch, K, frames, joints, 3)`, root-relative, and their roots `(batch, K, frames, 3)`: first camera's axes."""
+        batch, frames = sampler.scene.keypoints[0].shape[:2]
+        count = sampler.settings.num_hypotheses
+        shape = (sampler.windows.clip_length, self.num_output_joints, 3)
+        source = NoiseSource(noise, generator, batch, count, shape, self.device)
+        group = count if sampler.guide.couples_hypotheses else max(1, min(count, sampler.max_batch_size // len(sampler.windows)))
+        parts = []
+        with self.progress_bar(total=-(-count // group) * len(self.scheduler.timesteps)) as bar:
+            for first in range(0, count, group):
+                parts.append(sampler.run(source, slice(first, min(first + group, count)), init_pose, callback, bar))
+        motions, roots = (torch.cat(part, dim=1)[:, :, :frames] for part in zip(*parts))
+        motions[..., 0, :] = 0
+        scene = sampler.scene
+        if turn and self.denoiser.config.axes == "world":
+            motions = scene.to_camera_axes(motions)
+        return motions, scene.place_in_camera(roots) if turn else roots
+
+
+class _Sampler:
+    """One call's way from noise to motions.
+
+    Args:
+        pipe, scene, settings, guide, guidance, max_batch_size: of the call.
+        likelihood: makes the energy of the keypoints of (scene, whether the trajectory is held, root or None); None: there is none.
+        root: `(batch, frames, 3)` in the first camera's axes, if it is known.
+        estimate_focal: whether the scene's focal length is corrected on the way.
+        unseen_depth: metres in front of the camera, where unseen clips are put.
+    """
+
+    def __init__(
+        self, pipe: PlatyposePipeline, scene: Scene, settings: PlatyposeSettings, guide: Callable[..., GuideOutput],
+        guidance: Energy | None, max_batch_size: int, likelihood: Callable[..., Energy] | None = Scene.likelihood,
+        root: Tensor | None = None, estimate_focal: bool = False, unseen_depth: float = _UNSEEN_DEPTH,
+    ):  # fmt: skip
+        self.pipe, self.scene, self.settings, self.guide, self.guidance = pipe, scene, settings, guide, guidance
+        self.max_batch_size, self.estimate_focal = max_batch_size, estimate_focal
+        config = pipe.denoiser.config
+        self.scheduler = pipe.scheduler
+        self.scheduler.set_timesteps(settings.num_inference_steps)
+        self.relative, self.in_camera = config.trajectory == "relative", config.axes == "camera"
+        self.windows = Windows.cut(config, scene.keypoints[0], scene.confidence[0], pipe.overlap)
+        self.likelihood, self.unseen_depth = likelihood, unseen_depth
+        self.observed = scene.observed
+        self.root = None if root is None else scene.place_in_scene(root)[:, None]
+        if self.root is not None:
+            scene.check_in_front(self.root)
+        # Of a known root, a prior with absolute trajectories was published as never being told.
+        self.tells_root = settings.root != "state" and not (settings.root == "given" and not self.relative)
+        scene.pad(self.windows.clip_length)
+        self.energy = self._energy()
+
+    def run(
+        self, noise: NoiseSource, members: slice, init_pose: Tensor | None, callback: Callable | None, bar: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Motions `(batch, k, frames, joints, 3)` in the prior's axes and their roots `(batch, k, frames, 3)` in the scene's."""
+        scheduler, pipe = self.scheduler, self.pipe
+        start = noise.draw(0, members)
+        if init_pose is not None:
+            init_pose = (init_pose if self.in_camera else self.scene.from_camera_axes(init_pose))[:, None]
+        x = scheduler.init_latents(start, init_pose)
+        trajectory = torch.zeros_like(start[..., 0, :])
+        if self.root is not None and self.tells_root:
+            trajectory = self._as_trajectory(self._padded(self.root)).expand_as(trajectory)
+        for i, t in enumerate(scheduler.timesteps.tolist()):
+            if self.tells_root and (i > 0 or self.root is not None):
+                told = scheduler.add_noise(trajectory, start[..., 0, :], torch.tensor(t)) * scheduler.config.scale
+                x = torch.cat([told[..., None, :], x[..., 1:, :]], dim=-2)
+            clean = self._predict(x, t, trajectory)
+            random = noise.draw(i + 1, members) if scheduler.is_stochastic(t, self.settings.eta) else None
+            try:
+                out = scheduler.step(clean, t, x, self._guide, eta=self.settings.eta, variance_noise=random)
+            except ValueError as error:
+                raise ValueError(f"step {i} (timestep {t}): {error}") from error
+            x, trajectory = out.prev_sample, out.pred_original_sample[..., 0, :]
+            if callback is not None:
+                seen = {"sample": x, "clean": out.pred_original_sample, "energy": (out.trace or {}).get("energy")}
+                x = (callback(pipe, i, t, seen) or {}).get("sample", x)
+            bar.update()
+        return out.pred_original_sample, self.places
+
+    def _predict(self, x: Tensor, t: int, trajectory: Tensor) -> Tensor:
+        """The prior's clean motion of clips `(batch, k, frames, joints, 3)`."""
+        pipe, windows = self.pipe, self.windows
+        dtype = pipe.denoiser.dtype
+        signal = math.sqrt(self.scheduler.alphas_cumprod[t].item())
+
+        def predict(rows: Tensor, cut: Tensor) -> Tensor:
+            # Every window has its own mean to which its trajectory is relative.
+            shift = torch.zeros_like(cut[:, :, :1, :1])
+            if self.relative and len(windows.starts) > 1:
+                places = windows.places(rows)
+                shift = torch.stack([trajectory[c, :, s : s + windows.window].mean(1) for c, s in places])[:, :, None, None]
+            told = torch.cat([cut[..., :1, :] - signal * shift, cut[..., 1:, :]], dim=-2)
+            clean = pipe.denoiser(None, told.to(dtype), t, return_dict=False)[0].float()
+            return torch.cat([clean[..., :1, :] + shift, clean[..., 1:, :]], dim=-2)
+
+        return windows.blended(self.scheduler.scale_model_input(x, t), predict, self.max_batch_size)
+
+    def _guide(self, clean: Tensor, noise_level: float) -> GuideOutput:
+        """Guide the prior's clean motion; both are in the prior's axes, the trajectory as the prior has it."""
+        scene = self.scene
+        pose = self._in_scene(torch.cat([torch.zeros_like(clean[..., :1, :]), clean[..., 1:, :]], dim=-2))
+        drift = self._in_scene(clean[..., 0, :])
+        if self.estimate_focal:
+            scene.refocus(pose, noise_level)
+            self.energy = self._energy()
+        self.places = places = self._padded(self.root).expand_as(drift) if self.root is not None else self._locate(pose, drift, noise_level)
+        if self.energy is None:
+            return GuideOutput(clean)
+        untold = self.root is not None and not self.tells_root
+        motion = torch.cat([(drift if untold else places)[..., None, :], pose[..., 1:, :]], dim=-2)
+        out = self.guide(motion, self.energy, noise_level)
+        if not untold:
+            self.places = out.pose[..., 0, :]
+        first = self._out_of_scene(out.pose[..., :1, :]) if untold else self._as_trajectory(self.places)[..., None, :]
+        return GuideOutput(torch.cat([first, self._out_of_scene(out.pose[..., 1:, :])], dim=-2), out.trace)
+
+    def _locate(self, pose: Tensor, drift: Tensor, noise_level: float) -> Tensor:
+        """Root `(batch, k, frames, 3)` in the scene of root-relative poses, given the prior's own trajectory, both in the scene's axes."""
+        scene, observed = self.scene, self.observed
+        if self.relative:
+            ahead = scene.place_in_scene(drift.new_tensor([0.0, 0.0, self.unseen_depth]).expand(len(drift), 1, 1, 3))
+            own = drift + ahead
+        else:
+            own = drift if not self.in_camera else scene.place_in_scene(scene.to_camera_axes(drift))
+        if not observed.any() or (self.settings.root == "state" and not self.relative):
+            return own
+        root = own.clone()
+        root[observed] = scene.select(observed).estimate_root(pose[observed], noise_level)
+        scene.check_in_front(root)
+        if self.settings.root == "state":
+            return torch.where(observed[:, None, None, None], drift + (root - drift).mean(2, keepdim=True), own)
+        return root
+
+    def _energy(self) -> Energy | None:
+        seen = None
+        if self.likelihood is not None and self.observed.any():
+            root = self._padded(self.root) if self.root is not None and not self.tells_root else None
+            seen = self.settings.energy_scale * self.likelihood(self.scene, self.settings.root != "state", root)
+        terms = [term for term in (seen, self.guidance) if term is not None]
+        return None if not terms else terms[0] if len(terms) == 1 else terms[0] + terms[1]
+
+    def _padded(self, root: Tensor) -> Tensor:
+        """A known root for as many frames as are sampled."""
+        missing = self.windows.clip_length - root.shape[2]
+        return torch.cat([root, root[:, :, -1:].expand(-1, -1, missing, -1)], dim=2) if missing else root
+
+    def _as_trajectory(self, places: Tensor) -> Tensor:
+        """Places in the scene as what the prior has in the root's place."""
+        if self.relative:
+            return self._out_of_scene(places - places.mean(2, keepdim=True))
+        return self.scene.place_in_camera(places) if self.in_camera else places
+
+    def _in_scene(self, vectors: Tensor) -> Tensor:
+        return self.scene.from_camera_axes(vectors) if self.in_camera else vectors
+
+    def _out_of_scene(self, vectors: Tensor) -> Tensor:
+        return self.scene.to_camera_axes(vectors) if self.in_camera else vectors
+
+
+@dataclass(frozen=True)
+class PlatyposeSettings:
+    """How one call samples; checked on construction."""
+
+    num_hypotheses: int = 50
+    num_inference_steps: int = 20
+    eta: float | None = None
+    root: str = "estimate"
+    energy_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, most in (("num_hypotheses", math.inf), ("num_inference_steps", 1000)):
+            object.__setattr__(self, name, checked_count(name, getattr(self, name), most))
+        check_eta(self.eta)
+        if self.root not in (*ROOTS, "given"):
+            raise ValueError(f"root must be one of {ROOTS}, or a trajectory, got {self.root!r}")
+        if not is_a(self.energy_scale, Real) or not 0 < self.energy_scale < math.inf:
+            raise ValueError(f"energy_scale must be a positive number, got {self.energy_scale!r}")
+
+
+def check_guidance(guidance: Any) -> None:
+    """ValueError unless it is an energy, or None."""
+    if guidance is not None and not isinstance(guidance, Energy):
+        raise ValueError(f"guidance must be a probpose.guidance.Energy, got {type(guidance).__name__}")
+
+
+def _published_likelihood(views: list[PreparedInputs], scene: Scene, hold_trajectory: bool, root: Tensor | None) -> Energy:
+    """Squared distances in units of 500 pixels through the real lenses, weighted by confidence."""
+    cameras = [view.camera for view in views]
+    if not scene.in_world:
+        cameras = [replace(cameras[0], rotation=None, translation=None)]
+    elif cameras[0].rotation is None:
+        cameras = [replace(cameras[0], rotation=scene.cameras[0].rotation, translation=scene.cameras[0].translation)]
+    keypoints, weights = [v.keypoints_2d[:, None] for v in views], [v.confidence[:, None] / 500**2 for v in views]
+    return ReprojectionEnergy(cameras, keypoints, weights, root, hold_trajectory=hold_trajectory)
