@@ -11,17 +11,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from probpose.geometry import Camera
+from probpose.geometry import Camera, reexpress_keypoints
+from probpose.guidance import Energy, GaussNewtonGuide, GuideOutput
 from probpose.skeletons import get_skeleton
 
 from .noise import NoiseSource
 from .pipeline_output import ProbPosePipelineOutput
-from .pipeline_probpose import ProbPosePipeline, check_call, check_eta, checked_count, mirrored_points
+from .pipeline_probpose import PreparedInputs, ProbPosePipeline, check_call, check_eta, checked_count, mirrored_points
+from .scene import Scene, check_guidance
 from .windows import Windows, window_starts
 
 FLIP_MODES = ("every_step", "last_step", "alternate", False)
 
 _NOISY_POSE_LIMIT = 1.1  # metres; what no noisy pose exceeded in D3DP's training, for schedulers that say nothing of it
+
+_OWN_ERROR = 0.1
+"""Metres: how far off the joints of a network that saw the keypoints are, however noisy the pose that it was given."""
+
+_ROOT_GUIDE = GaussNewtonGuide(substeps=5, spread=0.3)
+"""Moves the root alone, by as much as its estimate from one camera is off."""
 
 
 class D3DPPipeline(ProbPosePipeline):
@@ -91,6 +99,8 @@ class D3DPPipeline(ProbPosePipeline):
         noise: Tensor | None = None,
         root: Any = None,
         fps: float = 30.0,
+        guidance: Energy | None = None,
+        guide: Callable[..., GuideOutput] | None = None,
         max_batch_size: int = 256,
         output_type: str = "pt",
         return_dict: bool = True,
@@ -115,13 +125,20 @@ class D3DPPipeline(ProbPosePipeline):
             aggregation: "attention" (if the pipeline has a learned aggregator), "jpma", "mean", "median", "weighted", an `Aggregator`, or
                 None for hypotheses only.
             calibrated: spread the hypotheses as far as the truth lies from them, and give `uncertainty` and `radius` accordingly. False: as
-                sampled. None: if the pipeline has a calibrator. The pose is the same either way.
+                sampled. None: if the pipeline has a calibrator and nothing guides the sampling. The pose is the same either way.
             generator: random source; a list gives every clip its own, so that a clip's result does not depend on its batch.
             noise: standard normal noise to use: `(batch, K, frames, joints, 3)` for the start, the steps' being drawn; or
                 `(draws, batch, K, frames, joints, 3)` for the start and every stochastic step in order (without `batch` for an unbatched
                 clip). Same noise, same answer.
             root: root trajectory `(batch, frames, 3)` metres in camera axes, if known; used by the reprojecting aggregators.
             fps: frame rate of the clip, used by the root estimate.
+            guidance: what else is known of the motion: any energy, e.g. of further cameras, which the network need not know of:
+                `ReprojectionEnergy.from_detections([camera2], [keypoints2])`. It should be a negative log-likelihood, since it is weighed
+                against how sure the network is. It sees the world's axes if the camera has rotation and translation, otherwise the
+                camera's, joints relative to the root, and in the root's place the root's trajectory, which is estimated from the keypoints
+                for every hypothesis unless it is given. For a batch, what belongs to clips needs an axis of size one for the hypotheses:
+                keypoints `(batch, 1, frames, joints, 2)`.
+            guide: how an energy moves predicted poses; default a `GaussNewtonGuide` within the network's own error.
             max_batch_size: largest number of windows × hypotheses per network call; bounds the memory.
             output_type: "pt" or "np".
             return_dict: False gives a tuple (hypotheses, pose, uncertainty, root, camera).
@@ -132,16 +149,18 @@ class D3DPPipeline(ProbPosePipeline):
             `ProbPosePipelineOutput`: metres, camera axes, root-relative.
 
         Raises:
-            ValueError: any input of the wrong shape or range; the message names the value and what is allowed.
+            ValueError: any input of the wrong shape or range; the message names the value and what is allowed. An energy that is not
+                finite, with the step.
         """
         settings = self.settings(num_hypotheses, num_inference_steps, flip, share_first_step, eta)
         aggregator = self.choose_aggregator(aggregation)
-        calibrated = self.check_calibrated(calibrated)
+        calibrated = self.check_calibrated(False if guidance is not None and calibrated is None else calibrated)
         check_call(output_type, max_batch_size, fps)
+        check_guidance(guidance)
         inputs = self.prepare_inputs(keypoints_2d, confidence, image_size, camera, skeleton, conversion, root)
         hypotheses = self.sample_clips(
             inputs.network_2d, inputs.confidence, settings, generator, self.check_noise(noise, inputs, settings.num_hypotheses, 3),
-            int(max_batch_size), callback_on_step_end,
+            int(max_batch_size), callback_on_step_end, None if guidance is None else _Steering(self, inputs, guidance, guide, fps),
         )  # fmt: skip
         return self.finish(hypotheses, inputs, aggregator, fps, output_type, return_dict, calibrated)
 
@@ -171,11 +190,13 @@ class D3DPPipeline(ProbPosePipeline):
         noise: Tensor | None = None,
         max_batch_size: int = 256,
         callback: Callable | None = None,
+        steering: _Steering | None = None,
     ) -> Tensor:
         """The sampler in the network's units: `(batch, frames, joints, 2)` to `(batch, K, frames, joints, 3)`, the root joint at zero.
 
         Hypotheses are worked through in groups, and windows within a group, so that no more than `max_batch_size` are in the network
-        at once. Each hypothesis of each clip has its own random stream, so the grouping never changes the result.
+        at once. Each hypothesis of each clip has its own random stream, so the grouping never changes the result. `steering`, which only a
+        call can make, guides the clean poses of every step.
         """
         batch, frames = network_2d.shape[:2]
         count = settings.num_hypotheses
@@ -184,6 +205,8 @@ class D3DPPipeline(ProbPosePipeline):
         length = windows.clip_length
         noise = NoiseSource(noise, generator, batch, count, (length, self.num_output_joints, 3), network_2d.device)
         group = max(1, min(count, max_batch_size // len(windows)))
+        if steering is not None and steering.guide.couples_hypotheses:
+            group = count
         out = torch.empty(batch, count, frames, self.num_output_joints, 3, device=network_2d.device)
         shared = None
         if settings.shared(0):
@@ -192,7 +215,7 @@ class D3DPPipeline(ProbPosePipeline):
         with self.progress_bar(total=-(-count // group) * len(timesteps)) as bar:
             for first in range(0, count, group):
                 members = slice(first, min(first + group, count))
-                x = self._sample_group(noise, members, timesteps, windows, settings, shared, max_batch_size, callback, bar)
+                x = self._sample_group(noise, members, timesteps, windows, settings, shared, max_batch_size, callback, bar, steering)
                 if not torch.isfinite(x).all():
                     raise ValueError(
                         f"sampling left the range of numbers: check the denoiser's weights ({self.denoiser.dtype}) and the scheduler "
@@ -225,7 +248,7 @@ class D3DPPipeline(ProbPosePipeline):
 
     def _sample_group(
         self, noise: NoiseSource, members: slice, timesteps: list[int | float], windows: Windows, settings: SamplerSettings,
-        shared: Tensor | None, max_batch_size: int, callback: Callable | None, bar: Any,
+        shared: Tensor | None, max_batch_size: int, callback: Callable | None, bar: Any, steering: _Steering | None,
     ) -> Tensor:  # fmt: skip
         scheduler = self.scheduler
         scheduler.set_timesteps(settings.num_inference_steps)  # multistep schedulers remember their past outputs
@@ -239,6 +262,11 @@ class D3DPPipeline(ProbPosePipeline):
             else:
                 mirrored = slice((1 - members.start) % 2, None, 2) if settings.alternates(i) else None
                 clean = self._predict(x, t, windows, settings.flipped(i), max_batch_size, mirrored)
+            if steering is not None:
+                try:
+                    clean = steering(clean, t)
+                except ValueError as error:
+                    raise ValueError(f"step {i} (timestep {t}): {error}") from error
             random: dict[str, Any] = {}
             if "variance_noise" in accepted and self._is_stochastic(i, timesteps, settings):
                 random["variance_noise"] = noise.draw(i + 1, members).flatten(0, 1)
@@ -310,6 +338,68 @@ class D3DPPipeline(ProbPosePipeline):
             config.default_share_first_step if share_first_step is None else share_first_step,
             eta,
         )
+
+
+class _Steering:
+    """One call's guidance: moves clean poses to where an energy is lower.
+
+    Args:
+        pipe, inputs, energy, guide, fps: of the call.
+    """
+
+    def __init__(self, pipe: D3DPPipeline, inputs: PreparedInputs, energy: Energy, guide: Callable[..., GuideOutput] | None, fps: float):
+        if pipe.root_index != 0:
+            raise ValueError(f"guidance needs a model whose root is joint 0, that of {pipe.skeleton!r} is {pipe.root_index}")
+        if pipe.input_skeleton != pipe.skeleton:
+            raise ValueError(f"guidance needs keypoints of the joints that are predicted: {pipe.input_skeleton!r} is not {pipe.skeleton!r}")
+        self.scheduler, self.guide = pipe.scheduler, guide or GaussNewtonGuide(spread=_OWN_ERROR)
+        self.frames = inputs.keypoints_2d.shape[1]
+        lens = Scene.behind_canonical_lens(inputs.camera).to(pipe.device)
+        seen = reexpress_keypoints(inputs.keypoints_2d, inputs.camera, lens)
+        self.scene = Scene([lens], [torch.nan_to_num(seen)], [inputs.confidence], fps)
+        self.root = None if inputs.root is None else self.scene.place_in_scene(inputs.root)[:, None]
+        # Joints should not leave the rays that the network's own keypoints put them on.
+        self.energy = energy + self.scene.likelihood()
+
+    def __call__(self, clean: Tensor, timestep: float) -> Tensor:
+        """Clean poses `(batch, k, length, joints, 3)`, guided; frames beyond the clip, with which short ones are padded, stay."""
+        scene, noise_level = self.scene, self.noise_level(timestep)
+        seen, padding = clean[:, :, : self.frames], clean[:, :, self.frames :]
+        joints = scene.from_camera_axes(seen)[..., 1:, :]  # the network leaves the root free
+        if self.root is None:
+            root = scene.estimate_root(nn.functional.pad(joints, (0, 0, 1, 0)), min(noise_level, _OWN_ERROR))
+        else:
+            root = self.root.expand_as(joints[..., 0, :])
+        motion = torch.cat([root[..., None, :], joints], dim=-2)
+        if self.root is None:
+            motion = _ROOT_GUIDE(motion, _OfRoot(self.energy), noise_level=1.0).pose
+        guided = scene.to_camera_axes(self.guide(motion, self.energy, noise_level).pose)
+        return torch.cat([torch.cat([seen[..., :1, :], guided[..., 1:, :]], dim=-2), padding], dim=2)
+
+    def noise_level(self, timestep: float) -> float:
+        """Standard deviation in metres of a noisy pose about the clean one."""
+        if hasattr(self.scheduler, "noise_level"):
+            return self.scheduler.noise_level(timestep)
+        alpha = max(self.scheduler.alphas_cumprod[int(timestep)].item(), 1e-12)  # some end in nothing but noise
+        return math.sqrt((1 - alpha) / alpha) / self.scheduler.config.get("scale", 1.0)
+
+
+class _OfRoot(Energy):
+    """An energy of motions whose root alone can move.
+
+    One camera leaves the root's depth uncertain by more than the joints are, in the same way for all of them. What says where the person
+    is, has to move the root before it can say anything of the joints.
+    """
+
+    def __init__(self, energy: Energy):
+        self.energy, self.terms = energy, energy.terms
+
+    def __call__(self, motion: Tensor) -> Tensor:
+        return self.energy(torch.cat([motion[..., :1, :], motion[..., 1:, :].detach()], dim=-2))
+
+    def curvature(self, motion: Tensor) -> Tensor:
+        curvature = self.energy.curvature(motion)
+        return torch.cat([curvature[..., :1, :, :], torch.zeros_like(curvature[..., 1:, :, :])], dim=-3)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Real
@@ -13,20 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from probpose.geometry import Camera
+from probpose.geometry import Camera, rotation_between_z_and
 from probpose.guidance import Energy, GaussNewtonGuide, GuideOutput, ReprojectionEnergy
+from probpose.schedulers import EnergyGuidedDDIMScheduler
 
 from .noise import NoiseSource
 from .pipeline_output import ProbPosePipelineOutput
 from .pipeline_probpose import PreparedInputs, ProbPosePipeline, as_tensor, check_call, check_eta, checked_count, is_a
-from .scene import CANONICAL, Scene
-from .windows import Windows
+from .scene import CANONICAL, Scene, check_guidance, tilted
+from .windows import Windows, cut_windows
 
 ROOTS = ("estimate", "state")
 LIKELIHOODS = ("confidence", "published", None)
-
-_LEVEL = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]])
-"""World to camera of a camera that stands level, for priors in world axes and cameras of which nothing is known."""
 
 _UNSEEN_DEPTH = 4.0
 """Metres in front of the camera, where a motion is put while nothing says where it is."""
@@ -69,7 +67,7 @@ class PlatyposePipeline(ProbPosePipeline):
         hidden_when_converted: list[int] | None = None,
     ):
         super().__init__()
-        if "axes" not in denoiser.config or not hasattr(scheduler, "noise_level"):
+        if "axes" not in denoiser.config or not isinstance(scheduler, EnergyGuidedDDIMScheduler):
             raise ValueError(
                 "PlatyposePipeline guides a MotionPriorModel by an EnergyGuidedDDIMScheduler, got "
                 f"{type(denoiser).__name__} and {type(scheduler).__name__}"
@@ -86,6 +84,7 @@ class PlatyposePipeline(ProbPosePipeline):
             window_overlap=window_overlap,
             hidden_when_converted=list(hidden_when_converted or ()),
         )
+        self.settings()
 
     @torch.no_grad()
     def __call__(
@@ -111,6 +110,7 @@ class PlatyposePipeline(ProbPosePipeline):
         likelihood: str | None = "confidence",
         energy_scale: float | None = None,
         estimate_focal: bool = False,
+        estimate_tilt: bool | None = None,
         init_pose: Any = None,
         max_batch_size: int = 256,
         output_type: str = "pt",
@@ -126,17 +126,19 @@ class PlatyposePipeline(ProbPosePipeline):
             camera: the camera if known (also one per clip).
             cameras: several cameras, each with rotation and translation. The output is in the axes of the first.
             num_inference_steps: steps of the scheduler's list, of which it skips the noisiest; None: the pipeline's default.
-            root: "estimate": where the person is, is estimated from the keypoints at every step, for every hypothesis; "state": the prior's
-                own trajectory is sampled along; or a trajectory `(batch, frames, 3)` in metres in the first camera's axes, if it is known.
-                (Platypose's published runs were given the true one. Of a prior with absolute trajectories it is then added to all joints
-                and the prior's own is driven to zero, as published.)
+            root: "estimate" (or None): where the person is, is estimated from the keypoints at every step, for every hypothesis; "state":
+                the prior's own trajectory is sampled along; or a trajectory `(batch, frames, 3)` in metres in the first camera's axes, if
+                it is known. (Platypose's published runs were given the true one. Of a prior with absolute trajectories it is then added to
+                all joints and the prior's own is driven to zero, as published.)
             guidance: what else is known of the motion: any energy. It sees the world's axes if the camera has extrinsics, otherwise the
-                camera's, and the root's trajectory in the root's place.
+                camera's (with a prior in world axes turned so that z is up), and the root's trajectory in the root's place.
             guide: `GaussNewtonGuide` (default) or `GradientGuide` (published).
             likelihood: "confidence": keypoints are as far off as their confidence says, outliers are let go of; "published": squared
                 distances in units of 500 pixels, weighted by confidence, through the real lens; None: only `guidance` counts.
             energy_scale: factor on the energy of the keypoints.
             estimate_focal: correct the focal length of an unknown camera while sampling; of one camera. `out.camera` has the estimate.
+            estimate_tilt: find out while sampling by how much one camera looks up or down, for priors in world axes, which know where up
+                is. None: if the camera has no rotation, which says so. `out.camera` has the estimate.
             init_pose: `(batch, frames, joints, 3)` root-relative metres, first camera's axes, to begin from instead of noise alone.
             noise: as in `D3DPPipeline`; in the axes of the prior.
 
@@ -147,19 +149,23 @@ class PlatyposePipeline(ProbPosePipeline):
             ValueError: any input of the wrong shape or range; cameras and keypoints that are not equally many or long; a camera with the
                 person behind it; an energy that is not finite, with the step. The message names the value and what is allowed.
         """
-        mode = root if isinstance(root, str) else "given"
+        mode = "estimate" if root is None else root if isinstance(root, str) else "given"
+        if isinstance(root, str) and root not in ROOTS:
+            raise ValueError(f"root must be one of {ROOTS}, or a trajectory, got {root!r}")
         settings = self.settings(num_hypotheses, num_inference_steps, eta, mode, energy_scale)
-        several = cameras is not None and len(cameras) > 1
+        several = isinstance(cameras, (list, tuple)) and len(cameras) > 1
         aggregator = self.choose_aggregator(self._aggregation_of(aggregation, several))
         calibrated = self.check_calibrated(False if several and calibrated is None else calibrated)
         check_call(output_type, max_batch_size, fps)
         if likelihood not in LIKELIHOODS:
             raise ValueError(f"likelihood must be one of {LIKELIHOODS}, got {likelihood!r}")
-        check_guidance(guidance)
+        check_guidance(guidance, guide)
         if likelihood is None and guidance is None:
             raise ValueError("likelihood=None needs a guidance: nothing would tie the motion to the keypoints")
         if estimate_focal and several:
             raise ValueError(f"estimate_focal corrects the focal length of one camera, got {len(cameras)} cameras")
+        if estimate_tilt and (several or not self.needs_gravity):
+            raise ValueError("estimate_tilt is for one camera and a prior in world axes")
         views = self._prepare_views(
             keypoints_2d, confidence, image_size, camera, cameras, skeleton, conversion, None if isinstance(root, str) else root
         )
@@ -168,14 +174,22 @@ class PlatyposePipeline(ProbPosePipeline):
         init_pose = self._check_init_pose(init_pose, inputs)
         scene = self._scene([v.network_2d for v in views], [v.confidence for v in views], [v.camera for v in views], fps)
         for clip in (~scene.observed).nonzero().flatten().tolist():
-            warnings.warn(f"clip {clip} has no observed keypoint: its hypotheses are drawn from the prior alone", stacklevel=2)
+            warnings.warn(f"clip {clip} has no observed keypoint: its hypotheses are drawn from the prior alone", stacklevel=3)
         seen = {"confidence": Scene.likelihood, "published": partial(_published_likelihood, views), None: None}[likelihood]
-        sampler = _Sampler(self, scene, settings, guide or self.guide(), guidance, int(max_batch_size), seen, inputs.root, estimate_focal)
+        if estimate_tilt is None:
+            estimate_tilt = self.needs_gravity and inputs.camera.rotation is None and inputs.root is None
+        sampler = _Sampler(
+            self, scene, settings, guide or self.guide(), guidance, int(max_batch_size), seen, inputs.root, estimate_focal, estimate_tilt
+        )
         hypotheses, roots = self._sample(sampler, generator, noise, init_pose, callback_on_step_end)
         if inputs.root is None and (several or not scene.observed.all()):
             inputs = replace(inputs, root=roots.mean(1))
         if estimate_focal:
-            inputs = replace(inputs, camera=replace(inputs.camera, focal=inputs.camera.focal * scene.focal_factor[:, None]))
+            factor = scene.focal_factor[:, None] if inputs.batched else scene.focal_factor
+            inputs = replace(inputs, camera=replace(inputs.camera, focal=inputs.camera.focal * factor))
+        if estimate_tilt:
+            stand = scene.cameras[0] if inputs.batched else _only(scene.cameras[0])
+            inputs = replace(inputs, camera=replace(inputs.camera, rotation=stand.rotation, translation=stand.translation))
         return self.finish(hypotheses, inputs, aggregator, fps, output_type, return_dict, calibrated)
 
     @torch.no_grad()
@@ -205,13 +219,13 @@ class PlatyposePipeline(ProbPosePipeline):
         Raises:
             ValueError: a number out of its range, or an energy that is not finite.
         """
-        settings = self.settings(num_motions, num_inference_steps, eta, "state")
+        settings = self.settings(checked_count("num_motions", num_motions), num_inference_steps, eta, "state")
         check_call("pt", max_batch_size, fps)
-        check_guidance(guidance)
+        check_guidance(guidance, guide)
         shape = (1, checked_count("num_frames", num_frames), self.num_output_joints)
         nothing = torch.zeros(shape, device=self.device)
         scene = Scene([Scene.behind_canonical_lens(None)], [nothing[..., None].expand(*shape, 2)], [nothing], fps)
-        sampler = _Sampler(self, scene, settings, guide or self.guide(), guidance, max_batch_size, likelihood=None, unseen_depth=0.0)
+        sampler = _Sampler(self, scene, settings, guide or self.guide(), guidance, int(max_batch_size), None, unseen_depth=0.0)
         hypotheses, roots = self._sample(sampler, generator, turn=False)
         return hypotheses[0], roots[0]
 
@@ -225,10 +239,17 @@ class PlatyposePipeline(ProbPosePipeline):
         noise: Tensor | None = None,
         max_batch_size: int = 256,
         callback: Callable | None = None,
+        up: Tensor | None = None,
     ) -> Tensor:
-        """The sampler in the network's units: `(batch, frames, joints, 2)` to `(batch, K, frames, joints, 3)`, the root joint at zero."""
-        scene = self._scene([network_2d], [confidence], [None])
-        return self._sample(_Sampler(self, scene, settings, self.guide(), None, max_batch_size), generator, noise, None, callback)[0]
+        """The sampler in the network's units: `(batch, frames, joints, 2)` to `(batch, K, frames, joints, 3)`, the root joint at zero.
+
+        Args:
+            up: `(batch, 3)`, the vertical in camera axes, for priors in world axes; None: estimated.
+        """
+        camera = None if up is None else Camera(CANONICAL[:2], CANONICAL[2:], rotation=rotation_between_z_and(up), translation=0 * up)
+        scene = self._scene([network_2d], [confidence], [camera])
+        sampler = _Sampler(self, scene, settings, self.guide(), None, max_batch_size, estimate_tilt=self.needs_gravity and up is None)
+        return self._sample(sampler, generator, noise, None, callback)[0]
 
     def settings(
         self,
@@ -251,6 +272,10 @@ class PlatyposePipeline(ProbPosePipeline):
     def guide(self) -> GaussNewtonGuide:
         """The guide of a call that brings none."""
         return GaussNewtonGuide(self.config.guide_substeps, self.config.guide_trust)
+
+    @property
+    def needs_gravity(self) -> bool:
+        return self.denoiser.config.axes == "world"
 
     @property
     def canonical_camera(self) -> tuple[float, float, float, float]:
@@ -278,33 +303,39 @@ class PlatyposePipeline(ProbPosePipeline):
             return [self.prepare_inputs(keypoints_2d, confidence, image_size, camera, skeleton, conversion, root, allow_empty=True)]
         if camera is not None:
             raise ValueError("pass camera or cameras, not both")
+        if not isinstance(cameras, (list, tuple)) or not cameras:
+            raise ValueError(f"cameras must be a list of probpose.geometry.Camera, got {type(cameras).__name__} {cameras!r:.50}")
         count = len(cameras)
-        given = {"keypoints_2d": keypoints_2d, "confidence": confidence}
-        for name, value in given.items():
-            if value is not None and len(value) != count:
-                raise ValueError(f"{name} must be a list with one entry for each camera: {count} cameras, {len(value)} entries")
-        sizes = image_size if isinstance(image_size, list) else [image_size] * count
+        for name, value in (("keypoints_2d", keypoints_2d), ("confidence", confidence)):
+            if not (value is None and name == "confidence") and (not hasattr(value, "__len__") or len(value) != count):
+                entries = len(value) if hasattr(value, "__len__") else "no"
+                raise ValueError(f"{name} must be a list with one entry for each camera: {count} cameras, {entries} entries")
+        listed = isinstance(image_size, (list, tuple)) and not all(isinstance(side, Real) for side in image_size)
+        sizes = image_size if listed else [image_size] * count
         if len(sizes) != count:
             raise ValueError(f"image_size must be one or a list with one for each camera: {count} cameras, {len(sizes)} sizes")
-        views = []
+        views: list[PreparedInputs] = []
         for number, each in enumerate(cameras):
-            if count > 1 and isinstance(each, Camera) and (each.rotation is None or each.translation is None):
+            if count > 1 and (not isinstance(each, Camera) or each.rotation is None or each.translation is None):
                 raise ValueError(f"camera {number} has no rotation and translation: several cameras must say where they stand")
             known = None if confidence is None else confidence[number]
             place = root if number == 0 else None
-            view = self.prepare_inputs(keypoints_2d[number], known, sizes[number], each, skeleton, conversion, place, allow_empty=True)
-            if view.keypoints_2d.shape != (views or [view])[0].keypoints_2d.shape:
-                shapes = tuple(views[0].keypoints_2d.shape[:2]), tuple(view.keypoints_2d.shape[:2])
+            try:
+                view = self.prepare_inputs(keypoints_2d[number], known, sizes[number], each, skeleton, conversion, place, allow_empty=True)
+            except ValueError as error:
+                raise ValueError(f"camera {number}: {error}") from error
+            views.append(view)
+            shapes = [tuple(v.keypoints_2d.shape[:2]) for v in (views[0], view)]
+            if shapes[0] != shapes[1]:
                 raise ValueError(
                     f"all cameras must have as many clips and frames, got {shapes[0]} of camera 0 and {shapes[1]} of camera {number}"
                 )
-            views.append(view)
         return views
 
     def _scene(self, keypoints: list[Tensor], confidence: list[Tensor], cameras: list[Camera | None], fps: float = 30.0) -> Scene:
         lenses = [Scene.behind_canonical_lens(camera) for camera in cameras]
-        if self.denoiser.config.axes == "world" and lenses[0].rotation is None:
-            lenses = [replace(lenses[0], rotation=_LEVEL.to(self.device), translation=torch.zeros(3, device=self.device))]
+        if self.needs_gravity and lenses[0].rotation is None:
+            lenses = [replace(lenses[0], rotation=tilted(torch.zeros(())), translation=torch.zeros(3))]
         return Scene([lens.to(self.device) for lens in lenses], [torch.nan_to_num(k) for k in keypoints], confidence, fps)
 
     def _check_init_pose(self, init_pose: Any, inputs: PreparedInputs) -> Tensor | None:
@@ -324,21 +355,24 @@ class PlatyposePipeline(ProbPosePipeline):
         callback: Callable | None = None, turn: bool = True,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Hypotheses `(batch, K, frames, joints, 3)`, root-relative, and their roots `(batch, K, frames, 3)`: first camera's axes."""
-        batch, frames = sampler.scene.keypoints[0].shape[:2]
-        count = sampler.settings.num_hypotheses
+        batch, count = len(sampler.observed), sampler.settings.num_hypotheses
         shape = (sampler.windows.clip_length, self.num_output_joints, 3)
+        needed = 1 + sum(self.scheduler.is_stochastic(t, sampler.settings.eta) for t in self.scheduler.timesteps)
+        if noise is not None and 1 < len(noise) < needed:
+            raise ValueError(f"noise must hold 1 draw or at least {needed} in {len(self.scheduler.timesteps)} steps, got {len(noise)}")
         source = NoiseSource(noise, generator, batch, count, shape, self.device)
-        group = count if sampler.guide.couples_hypotheses else max(1, min(count, sampler.max_batch_size // len(sampler.windows)))
-        parts = []
-        with self.progress_bar(total=-(-count // group) * len(self.scheduler.timesteps)) as bar:
+        group = count if sampler.couples_hypotheses else max(1, min(count, sampler.max_batch_size // len(sampler.windows)))
+        parts, scene = [], sampler.scene
+        total = -(-count // group) * len(self.scheduler.timesteps)
+        # Autocast is for the network; half precision would be too coarse for what comes after it.
+        with self.progress_bar(total=total) as bar, torch.autocast(self.device.type, enabled=False):
             for first in range(0, count, group):
                 parts.append(sampler.run(source, slice(first, min(first + group, count)), init_pose, callback, bar))
-        motions, roots = (torch.cat(part, dim=1)[:, :, :frames] for part in zip(*parts))
-        motions[..., 0, :] = 0
-        scene = sampler.scene
-        if turn and self.denoiser.config.axes == "world":
-            motions = scene.to_camera_axes(motions)
-        return motions, scene.place_in_camera(roots) if turn else roots
+            motions, roots = (torch.cat(part, dim=1)[:, :, : sampler.frames] for part in zip(*parts))
+            motions[..., 0, :] = 0
+            if turn and self.needs_gravity:
+                motions = scene.to_camera_axes(motions)
+            return motions, scene.place_in_camera(roots) if turn else roots
 
 
 class _Sampler:
@@ -348,17 +382,21 @@ class _Sampler:
         pipe, scene, settings, guide, guidance, max_batch_size: of the call.
         likelihood: makes the energy of the keypoints of (scene, whether the trajectory is held, root or None); None: there is none.
         root: `(batch, frames, 3)` in the first camera's axes, if it is known.
-        estimate_focal: whether the scene's focal length is corrected on the way.
+        estimate_focal, estimate_tilt: whether the scene's focal length and tilt are corrected on the way.
         unseen_depth: metres in front of the camera, where unseen clips are put.
     """
 
     def __init__(
         self, pipe: PlatyposePipeline, scene: Scene, settings: PlatyposeSettings, guide: Callable[..., GuideOutput],
         guidance: Energy | None, max_batch_size: int, likelihood: Callable[..., Energy] | None = Scene.likelihood,
-        root: Tensor | None = None, estimate_focal: bool = False, unseen_depth: float = _UNSEEN_DEPTH,
+        root: Tensor | None = None, estimate_focal: bool = False, estimate_tilt: bool = False, unseen_depth: float = _UNSEEN_DEPTH,
     ):  # fmt: skip
-        self.pipe, self.scene, self.settings, self.guide, self.guidance = pipe, scene, settings, guide, guidance
-        self.max_batch_size, self.estimate_focal = max_batch_size, estimate_focal
+        self.pipe, self.scene, self.settings, self.guide = pipe, scene, settings, guide
+        self.max_batch_size, self.estimate_focal, self.estimate_tilt = max_batch_size, estimate_focal, estimate_tilt
+        # Hypotheses share the camera; guides that say nothing of it may let them share anything.
+        self.couples_hypotheses = estimate_focal or estimate_tilt or getattr(guide, "couples_hypotheses", True)
+        device = pipe.device.type
+        self.autocast = partial(torch.autocast, device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
         config = pipe.denoiser.config
         self.scheduler = pipe.scheduler
         self.scheduler.set_timesteps(settings.num_inference_steps)
@@ -371,6 +409,9 @@ class _Sampler:
             scene.check_in_front(self.root)
         # Of a known root, a prior with absolute trajectories was published as never being told.
         self.tells_root = settings.root != "state" and not (settings.root == "given" and not self.relative)
+        self.frames = scene.keypoints[0].shape[1]
+        padded = self.windows.clip_length > self.frames
+        self.guidance = _Beginning(guidance, self.frames) if padded and guidance is not None else guidance
         scene.pad(self.windows.clip_length)
         self.energy = self._energy()
 
@@ -381,7 +422,8 @@ class _Sampler:
         scheduler, pipe = self.scheduler, self.pipe
         start = noise.draw(0, members)
         if init_pose is not None:
-            init_pose = (init_pose if self.in_camera else self.scene.from_camera_axes(init_pose))[:, None]
+            init_pose = cut_windows(init_pose if self.in_camera else self.scene.from_camera_axes(init_pose), [0], start.shape[2], dim=1)
+            init_pose = init_pose[0][:, None]
         x = scheduler.init_latents(start, init_pose)
         trajectory = torch.zeros_like(start[..., 0, :])
         if self.root is not None and self.tells_root:
@@ -390,9 +432,9 @@ class _Sampler:
             if self.tells_root and (i > 0 or self.root is not None):
                 told = scheduler.add_noise(trajectory, start[..., 0, :], torch.tensor(t)) * scheduler.config.scale
                 x = torch.cat([told[..., None, :], x[..., 1:, :]], dim=-2)
-            clean = self._predict(x, t, trajectory)
             random = noise.draw(i + 1, members) if scheduler.is_stochastic(t, self.settings.eta) else None
             try:
+                clean = self._predict(x, t, trajectory)
                 out = scheduler.step(clean, t, x, self._guide, eta=self.settings.eta, variance_noise=random)
             except ValueError as error:
                 raise ValueError(f"step {i} (timestep {t}): {error}") from error
@@ -401,7 +443,7 @@ class _Sampler:
                 seen = {"sample": x, "clean": out.pred_original_sample, "energy": (out.trace or {}).get("energy")}
                 x = (callback(pipe, i, t, seen) or {}).get("sample", x)
             bar.update()
-        return out.pred_original_sample, self.places
+        return scheduler.scale_model_input(x), self.places  # the last state is the clean motion, or what a callback made of it
 
     def _predict(self, x: Tensor, t: int, trajectory: Tensor) -> Tensor:
         """The prior's clean motion of clips `(batch, k, frames, joints, 3)`."""
@@ -416,7 +458,11 @@ class _Sampler:
                 places = windows.places(rows)
                 shift = torch.stack([trajectory[c, :, s : s + windows.window].mean(1) for c, s in places])[:, :, None, None]
             told = torch.cat([cut[..., :1, :] - signal * shift, cut[..., 1:, :]], dim=-2)
-            clean = pipe.denoiser(None, told.to(dtype), t, return_dict=False)[0].float()
+            parts = told.to(dtype).split(self.max_batch_size, dim=1)
+            with self.autocast():
+                clean = torch.cat([pipe.denoiser(None, part, t, return_dict=False)[0].float() for part in parts], dim=1)
+            if not torch.isfinite(clean).all():
+                raise ValueError(f"sampling left the range of numbers: check the denoiser's weights ({dtype})")
             return torch.cat([clean[..., :1, :] + shift, clean[..., 1:, :]], dim=-2)
 
         return windows.blended(self.scheduler.scale_model_input(x, t), predict, self.max_batch_size)
@@ -426,15 +472,16 @@ class _Sampler:
         scene = self.scene
         pose = self._in_scene(torch.cat([torch.zeros_like(clean[..., :1, :]), clean[..., 1:, :]], dim=-2))
         drift = self._in_scene(clean[..., 0, :])
+        if self.estimate_tilt:
+            scene.retilt(pose, noise_level)
         if self.estimate_focal:
             scene.refocus(pose, noise_level)
+        if self.estimate_tilt or self.estimate_focal:
             self.energy = self._energy()
         self.places = places = self._padded(self.root).expand_as(drift) if self.root is not None else self._locate(pose, drift, noise_level)
-        if self.energy is None:
-            return GuideOutput(clean)
         untold = self.root is not None and not self.tells_root
         motion = torch.cat([(drift if untold else places)[..., None, :], pose[..., 1:, :]], dim=-2)
-        out = self.guide(motion, self.energy, noise_level)
+        out = GuideOutput(motion) if self.energy is None else self.guide(motion, self.energy, noise_level)
         if not untold:
             self.places = out.pose[..., 0, :]
         first = self._out_of_scene(out.pose[..., :1, :]) if untold else self._as_trajectory(self.places)[..., None, :]
@@ -445,7 +492,7 @@ class _Sampler:
         scene, observed = self.scene, self.observed
         if self.relative:
             ahead = scene.place_in_scene(drift.new_tensor([0.0, 0.0, self.unseen_depth]).expand(len(drift), 1, 1, 3))
-            own = drift + ahead
+            own = drift - drift.mean(2, keepdim=True) + ahead
         else:
             own = drift if not self.in_camera else scene.place_in_scene(scene.to_camera_axes(drift))
         if not observed.any() or (self.settings.root == "state" and not self.relative):
@@ -467,8 +514,7 @@ class _Sampler:
 
     def _padded(self, root: Tensor) -> Tensor:
         """A known root for as many frames as are sampled."""
-        missing = self.windows.clip_length - root.shape[2]
-        return torch.cat([root, root[:, :, -1:].expand(-1, -1, missing, -1)], dim=2) if missing else root
+        return cut_windows(root, [0], self.windows.clip_length, dim=2)[0]
 
     def _as_trajectory(self, places: Tensor) -> Tensor:
         """Places in the scene as what the prior has in the root's place."""
@@ -501,20 +547,42 @@ class PlatyposeSettings:
             raise ValueError(f"root must be one of {ROOTS}, or a trajectory, got {self.root!r}")
         if not is_a(self.energy_scale, Real) or not 0 < self.energy_scale < math.inf:
             raise ValueError(f"energy_scale must be a positive number, got {self.energy_scale!r}")
+        object.__setattr__(self, "energy_scale", float(self.energy_scale))
 
 
-def check_guidance(guidance: Any) -> None:
-    """ValueError unless it is an energy, or None."""
-    if guidance is not None and not isinstance(guidance, Energy):
-        raise ValueError(f"guidance must be a probpose.guidance.Energy, got {type(guidance).__name__}")
+class _Beginning(Energy):
+    """An energy of the first frames of motions: it knows nothing of those that a short clip is padded with."""
+
+    def __init__(self, energy: Energy, frames: int):
+        self.energy, self.frames = energy, frames
+
+    def __call__(self, motion: Tensor) -> Tensor:
+        return self.energy(motion[..., : self.frames, :, :])
+
+    @torch.no_grad()
+    def curvature(self, motion: Tensor) -> Tensor:
+        curvature = self.energy.curvature(motion[..., : self.frames, :, :])
+        return nn.functional.pad(curvature, (0, 0, 0, 0, 0, 0, 0, motion.shape[-3] - self.frames))
+
+    @property
+    def name(self) -> str:
+        return self.energy.name
+
+    def terms(self) -> Iterator[Energy]:
+        yield from (_Beginning(term, self.frames) for term in self.energy.terms())
+
+
+def _only(camera: Camera) -> Camera:
+    """The camera of the only clip."""
+    return replace(camera, rotation=camera.rotation[0], translation=camera.translation[0])
 
 
 def _published_likelihood(views: list[PreparedInputs], scene: Scene, hold_trajectory: bool, root: Tensor | None) -> Energy:
     """Squared distances in units of 500 pixels through the real lenses, weighted by confidence."""
-    cameras = [view.camera for view in views]
-    if not scene.in_world:
-        cameras = [replace(cameras[0], rotation=None, translation=None)]
-    elif cameras[0].rotation is None:
-        cameras = [replace(cameras[0], rotation=scene.cameras[0].rotation, translation=scene.cameras[0].translation)]
-    keypoints, weights = [v.keypoints_2d[:, None] for v in views], [v.confidence[:, None] / 500**2 for v in views]
+    # Where they stand the scene knows, which also has what the focal length has been corrected by, and padded frames.
+    cameras = [replace(v.camera, rotation=lens.rotation, translation=lens.translation) for v, lens in zip(views, scene.cameras)]
+    cameras[0] = replace(cameras[0], focal=cameras[0].focal * scene.focal_factor[:, None].to(cameras[0].focal))
+    missing = scene.keypoints[0].shape[1] - views[0].keypoints_2d.shape[1]
+    keypoints = [nn.functional.pad(v.keypoints_2d, (0, 0, 0, 0, 0, missing))[:, None] for v in views]
+    weights = [c[:, None] / 500**2 for c in scene.confidence]
     return ReprojectionEnergy(cameras, keypoints, weights, root, hold_trajectory=hold_trajectory)

@@ -121,6 +121,11 @@ class ProbPosePipeline(DiffusionPipeline):
         return self.denoiser.config.get("num_frames")
 
     @property
+    def needs_gravity(self) -> bool:
+        """Whether hypotheses depend on where up is, as a camera's rotation says or `sample_clips` is told."""
+        return False
+
+    @property
     def canonical_camera(self) -> Any:
         """`[fx, fy, cx, cy]` in screen units of the lens that the network's keypoints are re-expressed in; None: divided by the width."""
         return self.denoiser.config.get("canonical_camera")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from probpose.geometry import Camera, estimate_root
+from probpose.geometry import SCREEN_FOCAL, Camera, detection_sigma, estimate_root
 from probpose.guidance import Energy, ReprojectionEnergy
-from probpose.mixtures import DOUBT, SURE
 
-CANONICAL = (2.29, 2.29, 0.0, 0.0)
+CANONICAL = (SCREEN_FOCAL, SCREEN_FOCAL, 0.0, 0.0)
 """Focal lengths and centre, in screen units, of the lens that all keypoints are re-expressed in: Human3.6M's."""
 
 _OUTLIER = 3.0
@@ -24,6 +25,10 @@ _SPREAD = 0.3
 _FOCALS = torch.linspace(-0.6, 0.6, 13)
 _FOCAL_SPREAD = 0.25
 """Logs of the focal lengths that are tried, as factors on the assumed one, and how far off an assumed one usually is."""
+
+_PITCHES = torch.linspace(-0.7, 0.7, 15)
+_PITCH_SPREAD = 0.3
+"""Radians: tilts of a camera that are tried, and how far from level cameras usually are."""
 
 
 @dataclass
@@ -106,9 +111,8 @@ class Scene:
         Args:
             hold_trajectory, root: as in `ReprojectionEnergy`; root `(batch, 1, frames, 3)`.
         """
-        weights = [torch.where(c > 0, (SURE + DOUBT * (1 - c)) ** -2, 0.0)[:, None] for c in self.confidence]
-        points = [k[:, None] for k in self.keypoints]
-        return ReprojectionEnergy(self.cameras, points, weights, root, "cauchy", _OUTLIER, "sum", hold_trajectory=hold_trajectory)
+        points, confidence = ([each[:, None] for each in given] for given in (self.keypoints, self.confidence))
+        return ReprojectionEnergy.from_detections(self.cameras, points, confidence, root=root, hold_trajectory=hold_trajectory)
 
     def estimate_root(self, pose: Tensor, noise_level: float, iterations: int = 3) -> Tensor:
         """Where root-relative poses `(batch, K, frames, joints, 3)`, known but for this noise, are in the scene `(batch, K, frames, 3)`."""
@@ -123,39 +127,90 @@ class Scene:
         for number, (camera, confidence) in enumerate(zip(self.cameras, self.confidence)):
             depth = (camera.to_camera(root) if camera.rotation is not None else root)[..., 2].mean(1)
             seen = (confidence > 0).any(-1)
-            if (seen & (depth <= 0)).float().mean() > 0.5 * seen.float().mean():
+            for clip in ((seen & (depth <= 0)).sum(-1) > 0.5 * seen.sum(-1)).nonzero().flatten().tolist():
                 raise ValueError(
-                    f"camera {number} has the person behind it (z = {depth[seen].median():.2f} m): a camera's rotation and translation "
-                    "take world points to camera axes, X_camera = R X_world + t"
+                    f"camera {number} has the person of clip {clip} behind it (z = {depth[clip][seen[clip]].median():.2f} m): a camera's "
+                    "rotation and translation take world points to camera axes, X_camera = R X_world + t"
                 )
 
     @torch.no_grad()
     def refocus(self, pose: Tensor, noise_level: float) -> None:
-        """Correct the focal length of a single camera by what poses `(batch, K, frames, joints, 3)` look like through others."""
-        mean, factors = self.to_camera_axes(pose.mean(1)), _FOCALS.exp().to(pose)
-        assumed = self.keypoints[0] * self.focal_factor.to(pose).reshape(-1, 1, 1, 1)
-        costs = []
-        for factor in factors:
-            seen = Scene([self.behind_canonical_lens(None)], [assumed / factor], self.confidence, self.fps)
-            root = seen.estimate_root(mean[:, None], noise_level)
-            costs.append(seen._misfit(mean[:, None], root, noise_level)[:, 0] + (factor.log() / _FOCAL_SPREAD) ** 2 / 2)
-        cost = torch.stack(costs, dim=-1)  # (batch, factors)
-        best = cost.argmin(-1).clamp(1, len(factors) - 2)
+        """Correct the focal length of a single camera by what poses `(batch, K, frames, joints, 3)` look like through others.
+
+        That of a clip without observations stays as it was assumed.
+        """
+        assumed, mean = self.keypoints[0] * self.focal_factor.to(pose).reshape(-1, 1, 1, 1), self._mean_of_observed(pose)
+        keypoints = assumed[self.observed]
+        factor = torch.zeros(len(pose)).to(pose)
+        factor[self.observed] = self._fit(_FOCALS, _FOCAL_SPREAD, lambda log: (mean, keypoints / log.exp()), noise_level)
+        self.focal_factor = factor.exp()
+        self.keypoints = [assumed / self.focal_factor[:, None, None, None]]
+
+    @torch.no_grad()
+    def retilt(self, pose: Tensor, noise_level: float) -> None:
+        """Correct the tilt of a single camera by what poses `(batch, K, frames, joints, 3)` in the world look like from others.
+
+        That of a clip without observations is level.
+        """
+        keypoints, pitch = self.keypoints[0][self.observed], torch.zeros(len(pose)).to(pose)
+        world = replace(self, cameras=[replace(self.cameras[0], rotation=None, translation=None)])._mean_of_observed(pose)
+
+        def seen(angle: Tensor) -> tuple[Tensor, Tensor]:
+            return torch.einsum("ij,...j->...i", tilted(angle), world), keypoints
+
+        pitch[self.observed] = self._fit(_PITCHES, _PITCH_SPREAD, seen, noise_level)
+        still = torch.zeros(len(pose), 3).to(pose)
+        self.cameras = [replace(self.cameras[0], rotation=tilted(pitch), translation=still)]
+
+    def _mean_of_observed(self, pose: Tensor) -> Tensor:
+        """Mean hypothesis of the observed clips in camera axes `(clips, 1, frames, joints, 3)`."""
+        return self.to_camera_axes(pose.mean(1, keepdim=True))[self.observed]
+
+    def _fit(self, candidates: Tensor, spread: float, seen: Callable[[Tensor], tuple[Tensor, Tensor]], noise_level: float) -> Tensor:
+        """The value of something about the camera that explains the observed clips best `(clips,)`.
+
+        Args:
+            candidates: equally spaced values.
+            spread: standard deviation of the value about zero.
+            seen: of a value, poses `(clips, 1, frames, joints, 3)` in camera axes and keypoints as they would then be.
+        """
+        if not self.observed.any():
+            return candidates.new_zeros(0)
+        candidates, costs = candidates.to(self.keypoints[0]), []
+        for value in candidates:
+            pose, keypoints = seen(value)
+            scene = Scene([self.behind_canonical_lens(None)], [keypoints], [self.confidence[0][self.observed]], self.fps)
+            misfit = scene._misfit(pose, scene.estimate_root(pose, noise_level), noise_level)[:, 0]
+            costs.append(misfit + (value / spread) ** 2 / 2)
+        cost = torch.stack(costs, dim=-1)
+        best = cost.argmin(-1).clamp(1, len(candidates) - 2)
         left, middle, right = (cost.gather(-1, (best + i)[:, None])[:, 0] for i in (-1, 0, 1))
         bend = (left - 2 * middle + right).clamp_min(1e-6)
-        offset = ((left - right) / (2 * bend)).clamp(-1, 1)
-        factor = (_FOCALS.to(pose)[best] + offset * (_FOCALS[1] - _FOCALS[0]).item()).exp()
-        self.focal_factor = factor
-        self.keypoints = [assumed / factor[:, None, None, None]]
+        return candidates[best] + ((left - right) / (2 * bend)).clamp(-1, 1) * (candidates[1] - candidates[0])
 
     def _misfit(self, pose: Tensor, root: Tensor, noise_level: float) -> Tensor:
         """Mean over a clip's frames, summed over joints, of the misfit, in view of how well the pose is known `(batch, K)`."""
         radius = 0.01 + _SPREAD * noise_level / math.hypot(noise_level, _SPREAD)
         depth = root[..., 2].mean(-1, keepdim=True).clamp_min(0.1)  # (batch, K, 1)
-        sigma = SURE + DOUBT * (1 - self.confidence[0][:, None]) + (CANONICAL[0] * radius / depth)[..., None]
+        sigma = detection_sigma(self.confidence[0][:, None]) + (CANONICAL[0] * radius / depth)[..., None]
         weights = torch.where(self.confidence[0][:, None] > 0, sigma**-2, 0.0)
         energy = ReprojectionEnergy(self.cameras[0], self.keypoints[0][:, None], weights, root, "cauchy", _OUTLIER, "sum")
         return energy(pose) / pose.shape[-3]
+
+
+def check_guidance(guidance: Any, guide: Any = None) -> None:
+    """ValueError unless it is an energy, or None, and so the guide."""
+    if guidance is not None and not isinstance(guidance, Energy):
+        raise ValueError(f"guidance must be a probpose.guidance.Energy, got {type(guidance).__name__}")
+    if guide is not None and (isinstance(guide, (Energy, type)) or not callable(guide)):
+        raise ValueError(f"guide must be a GaussNewtonGuide, a GradientGuide, or called like them, got {guide!r}")
+
+
+def tilted(pitch: Tensor) -> Tensor:
+    """World-to-camera rotations `(..., 3, 3)` of cameras that look down by an angle `(...)` in radians, along the world's y axis."""
+    zero, cos, sin = torch.zeros_like(pitch), pitch.cos(), pitch.sin()
+    rows = [zero + 1, zero, zero, zero, -sin, -cos, zero, cos, -sin]
+    return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
 
 
 def _of_clips(camera: Camera, clips: Tensor) -> Camera:

@@ -24,13 +24,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from probpose.files import replacing
+from probpose.geometry import detection_sigma
 from probpose.skeletons import get_skeleton
 
 __all__ = ["PoseMixture"]
 
-# Root-mean-square error in the image of a detector that is sure, and what doubt adds, in screen units (half an image width is 1), as found
-# on rendered training windows.
-SURE, DOUBT = 0.002, 0.04
 # The smallest deviation of an axis when the other axes are known, as a fraction of its own: below, float32 cannot tell it from none.
 SINGULAR = 1e-6
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}  # of the weights' sum
@@ -134,7 +132,7 @@ class PoseMixture:
             if sure.shape != shape:
                 raise ValueError(f"confidence must have shape {tuple(shape)} to go with the keypoints, got {tuple(sure.shape)}")
             _refuse(~((sure >= 0) & (sure <= 1)), "confidence must lie in 0..1", "joint")
-            scale = unit * (SURE + DOUBT * (1 - sure.to(keypoints)))
+            scale = unit * detection_sigma(sure.to(keypoints))
         scale = _expanded("scale", scale, shape, keypoints)
         _refuse(~(torch.isfinite(scale) & (scale > 0)), "scale must be positive and finite", "joint")
         identity = torch.eye(keypoints.shape[-1]).to(keypoints)

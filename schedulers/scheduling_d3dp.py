@@ -81,6 +81,17 @@ class D3DPScheduler(SchedulerMixin, ConfigMixin):
         self.timesteps = torch.tensor(times[:-1], dtype=torch.int64, device=device)
         self._next = dict(pairwise(times))
 
+    def noise_level(self, timestep: int | Tensor) -> float:
+        """Standard deviation of x_t/√ᾱ_t about the clean pose, in metres: √((1 - ᾱ)/ᾱ)/s.
+
+        Raises:
+            ValueError: a timestep outside 0..T - 1.
+        """
+        if not 0 <= int(timestep) < len(self):
+            raise ValueError(f"timestep must lie in 0..{len(self) - 1}, got {int(timestep)}")
+        alpha = self.alphas_cumprod[int(timestep)].item()
+        return math.sqrt((1 - alpha) / alpha) / self.config.scale
+
     def scale_model_input(self, sample: Tensor, timestep: int | Tensor | None = None) -> Tensor:
         """What the network sees of x: clamped to the clip range and divided by the signal scale."""
         limit = self.config.clip_range * self.config.scale

@@ -141,15 +141,16 @@ class CameraVariation(_Variation):
         if self.distance[0] == 0:
             raise ValueError(f"CameraVariation.distance must begin above 0, got {self.distance!r}")
 
-    def __call__(self, root: Tensor, local: Tensor, random: WindowRandom) -> tuple[Tensor, Tensor]:
+    def __call__(self, root: Tensor, local: Tensor, random: WindowRandom) -> tuple[Tensor, Tensor, Tensor]:
         """Place a camera per window.
 
         Args:
             root: `(windows, frames, 3)`, local: `(windows, frames, 17, 3)`, metres, z up.
 
         Returns:
-            Absolute joints in camera axes `(windows, frames, 17, 3)` and the slopes (X/Z, Y/Z) that the canonical camera would be told
-            about, `(windows, frames, 17, 2)`, which carry the error of unknown intrinsics where there is one.
+            Absolute joints in camera axes `(windows, frames, 17, 3)`; the slopes (X/Z, Y/Z) that the canonical camera would be told
+            about, `(windows, frames, 17, 2)`, which carry the error of unknown intrinsics where there is one; and the cameras' rotations
+            `(windows, 3, 3)` from the world.
         """
         windows = len(random)
         centre = root.mean(1)
@@ -181,7 +182,7 @@ class CameraVariation(_Variation):
         shift = random.normal(1, 1, 2, scale=0.015)
         radial = random.normal(1, 1, 1, scale=0.08).clamp(-0.25, 0.25)
         wrong = slopes * (1 + radial * (slopes**2).sum(-1, keepdim=True)) * scale + shift
-        return absolute, torch.where(unknown, wrong, slopes)
+        return absolute, torch.where(unknown, wrong, slopes), camera.rotation
 
 
 def _euler_yx(yaw: Tensor, pitch: Tensor) -> Tensor:

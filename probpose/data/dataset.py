@@ -30,7 +30,8 @@ class TrainingWindows(Dataset):
 
     An item is a dict: keypoints_2d `(frames, 17, 2)` in screen units of the canonical camera, confidence `(frames, 17)`,
     keypoints_true `(frames, 17, 2)` without the detector's mistakes,
-    pose `(frames, 17, 3)` root-relative metres in camera axes, root `(frames, 3)` metres. In world axes pose and root alone.
+    pose `(frames, 17, 3)` root-relative metres in camera axes, root `(frames, 3)` metres, up `(frames, 3)` the vertical in camera axes.
+    In world axes pose and root alone.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class TrainingWindows(Dataset):
         if self.axes == "world":
             turn = _about_the_vertical(random.uniform(1, low=-math.pi, high=math.pi))
             return {"pose": torch.einsum("bij,bftj->bfti", turn, local), "root": torch.einsum("bij,bfj->bfi", turn, root)}
-        absolute, slopes = self.camera(root, local, random)
+        absolute, slopes, rotation = self.camera(root, local, random)
         true = slopes
         if self.detector is not None:
             slopes, confidence = self.detector(slopes, random)
@@ -106,6 +107,7 @@ class TrainingWindows(Dataset):
             "keypoints_true": true,
             "pose": absolute - absolute[:, :, :1],
             "root": absolute[:, :, 0],
+            "up": rotation[:, None, :, 2].expand(-1, self.num_frames, -1),
         }
 
 

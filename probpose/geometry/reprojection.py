@@ -1,4 +1,4 @@
-"""How far hypotheses reproject from the keypoints they were made from, and the choice between them."""
+"""How far detectors are off, how far hypotheses reproject from the keypoints they were made from, and the choice between them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,22 @@ import torch
 from torch import Tensor
 
 from .camera import Camera
+
+SCREEN_FOCAL = 2.29
+"""Focal length of Human3.6M's cameras in screen units (half an image width is 1)."""
+
+
+def detection_sigma(confidence: Tensor, focal: Tensor | float = SCREEN_FOCAL) -> Tensor:
+    """How far a detector is off: standard deviation of each axis of a keypoint, in the unit of the focal length.
+
+    Behind Human3.6M's lenses 0.002 + 0.04 (1 - confidence) screen units, the root-mean-square errors of a detector on rendered training
+    windows. It scales with the focal length, as a detector's errors keep their size relative to the person.
+
+    Args:
+        confidence: `(...)` in 0..1.
+        focal: a number, or a tensor that broadcasts against the confidence.
+    """
+    return (focal / SCREEN_FOCAL) * (0.002 + 0.04 * (1 - confidence))
 
 
 def reprojection_error(pose: Tensor, keypoints_2d: Tensor, camera: Camera | Tensor, root: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .energies import Energy, check_positive, isotropic
+from .energies import Energy, check_positive
 
 
 @dataclass
@@ -129,8 +129,7 @@ class GaussNewtonGuide:
             objective = expansion.value + pull / 2 * offset.square().sum((-1, -2, -3))
             energies.append(expansion.value.mean(-1))
             gradient = expansion.gradient + pull * offset
-            matrix = expansion.curvature + isotropic(torch.full_like(motion[..., 0], pull))
-            newton = limited(solved(matrix, gradient), self.max_step)
+            newton = limited(solved(expansion.curvature, pull, gradient), self.max_step)
             if kept is None:
                 kept, step, best = motion, newton, objective
             else:
@@ -142,12 +141,22 @@ class GaussNewtonGuide:
         return GuideOutput(motion, {"energy": torch.stack(energies), "radius": torch.full((len(energies),), radius)})
 
 
-def solved(matrix: Tensor, vector: Tensor) -> Tensor:
-    """Positive definite systems `(..., 3, 3)` by Cramer's rule: thousands of small systems, one of them no different from many."""
-    a, b, c = matrix.unbind(-2)
-    cofactors = torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], dim=-2)
-    determinant = (a * cofactors[..., 0, :]).sum(-1, keepdim=True)
-    return (cofactors * vector[..., None, :]).sum(-1) / determinant
+def solved(curvature: Tensor, pull: float, vector: Tensor) -> Tensor:
+    """Solutions `(..., 3)` of (C + pull · 1) x = v for positive semidefinite C `(..., 3, 3)`, by Cholesky's method written out.
+
+    No pivot of such a matrix is below `pull`, so that rounding cannot make it singular, however stiff C is.
+    """
+    (a, b, c), (_, d, e), (_, _, f) = (row.unbind(-1) for row in curvature.unbind(-2))
+    x, y, z = vector.unbind(-1)
+    first = a + pull
+    ba, ca = b / first, c / first
+    second = (d + pull - ba * b).clamp_min(pull)
+    eb = (e - ca * b) / second
+    third = (f + pull - ca * c - eb * (e - ca * b)).clamp_min(pull)
+    y = y - ba * x
+    z = (z - ca * x - eb * y) / third
+    y = y / second - eb * z
+    return torch.stack([x / first - ba * y - ca * z, y, z], dim=-1)
 
 
 def limited(step: Tensor, longest: float) -> Tensor:

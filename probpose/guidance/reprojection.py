@@ -9,12 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probpose.geometry import Camera
+from probpose.geometry import Camera, detection_sigma
 
 from .energies import Energy, absolute, check_positive, pulled_back
 
 LOSSES = ("squared", "huber", "cauchy")
 REDUCTIONS = ("mean", "sum")
+
+_OUTLIER = 3.0
+"""Standard deviations beyond which a detected keypoint begins to lose its hold."""
 
 
 class _SeenByCameras(Energy):
@@ -37,7 +40,7 @@ class _SeenByCameras(Energy):
     def points(self, motion: Tensor) -> list[Tensor]:
         """Joints in every camera's axes `(..., frames, joints, 3)`, none nearer than `min_depth`."""
         root = None if self.root is None else self.root.to(motion)
-        if root is not None and root.ndim == motion.ndim:  # with a joint axis of size one
+        if root is not None and root.ndim == motion.ndim and root.shape[-2] == 1:  # with a joint axis of size one
             root = root.squeeze(-2)
         space = absolute(motion, root, self.hold_trajectory)
         if self.joints is not None:
@@ -68,7 +71,7 @@ class ReprojectionEnergy(_SeenByCameras):
         keypoints: `(..., frames, joints, 2)` in the camera's unit, or C of them (a list, or stacked on a leading axis); NaN = not observed.
             Leading axes broadcast against those of the motions.
         weights: of the squares, as `keypoints` with or without the last axis; default 1. With the inverse variance of a keypoint and
-            `reduction="sum"` the energy is a negative log-likelihood.
+            `reduction="sum"` the energy is a negative log-likelihood; `from_detections` makes one.
         root: `(..., frames, 3)` metres, added to all joints of a motion, as published; None: the motion's own trajectory.
         loss: "squared"; or of a joint's weighted squared distance d²: "huber", linear beyond `loss_scale`, or "cauchy",
             `s² log(1 + d² / s²)`, which lets go of outliers.
@@ -106,6 +109,37 @@ class ReprojectionEnergy(_SeenByCameras):
         self.keypoints = [torch.where(seen[..., None], k, 0.0) for seen, k in zip(observed, self.keypoints)]
         given = [None] * count if weights is None else per_camera("weights", weights, count, single=isinstance(cameras, Camera))
         self.weights = [self._weight(*each) for each in zip(given, self.keypoints, observed)]
+
+    @classmethod
+    def from_detections(
+        cls, cameras: Camera | Sequence[Camera], keypoints: Any, confidence: Any = None, **options: Any
+    ) -> ReprojectionEnergy:
+        """Negative log-likelihood of a detector's keypoints: as far off as their confidence says (`probpose.geometry.detection_sigma`).
+
+        Outliers are let go of. Nothing has to be tuned to the lenses, the distances or the number of cameras.
+
+        Args:
+            cameras, keypoints: as above.
+            confidence: in 0..1, as `keypoints` without the last axis; 0 = not observed; default 1.
+            **options: root, joints, min_depth, hold_trajectory, as above.
+
+        Raises:
+            ValueError: confidence outside 0..1 or of another shape, and as above.
+        """
+        energy = cls(cameras, keypoints, loss="cauchy", loss_scale=_OUTLIER, reduction="sum", **options)
+        if confidence is None:
+            confidences = [torch.ones_like(points[..., 0]) for points in energy.keypoints]
+        else:
+            confidences = per_camera("confidence", confidence, len(energy.cameras), single=isinstance(cameras, Camera))
+        for i, (camera, points, sure) in enumerate(zip(energy.cameras, energy.keypoints, confidences)):
+            if sure.shape[-2:] != points.shape[-3:-1]:
+                raise ValueError(f"confidence must have shape {tuple(points.shape[:-1])} to go with keypoints, got {tuple(sure.shape)}")
+            if not ((sure >= 0) & (sure <= 1)).all():
+                raise ValueError(f"confidence must lie in 0..1, got values from {sure.min():.3g} to {sure.max():.3g}")
+            sure = sure.to(points)[..., None]
+            focal = camera.focal.to(points).reshape(*camera.focal.shape[:-1], *[1] * (points.ndim - camera.focal.ndim), 2)
+            energy.weights[i] = energy.weights[i] * torch.where(sure > 0, detection_sigma(sure, focal) ** -2, 0.0)
+        return energy
 
     @staticmethod
     def _weight(weights: Tensor | None, keypoints: Tensor, observed: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from probpose.skeletons import get_skeleton
+
 from .attention import AttentionBackendMixin, SelfAttention
 from .embeddings import rotary_table
 from .layers import FeedForward, TransformerBlock
@@ -63,6 +65,7 @@ class MotionPriorModel(AttentionBackendMixin, ModelMixin, ConfigMixin):
         fps: float | None = None,
     ):
         super().__init__()
+        get_skeleton(skeleton)  # an unknown one should not wait for a pipeline to be noticed
         for name, value, allowed in (("axes", axes, AXES), ("trajectory", trajectory, TRAJECTORIES)):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {value!r}")

@@ -61,7 +61,7 @@ class AggregatorTrainer(TrainingLoop):
             )
         clips, held_out = split_clips(config.data)
         window = window_length(self.pipe)
-        self.training_windows = windows_for(config.data, self.pipe.denoiser.config, clips, config.samples.windows, config.seed, window)
+        self.training_windows = windows_for(config.data, clips, config.samples.windows, config.seed, window, self.pipe.canonical_camera)
         self.validation_windows = None
         if held_out is not None:
             self.validation_windows = held_out_windows(config.data, self.pipe, held_out, config.evaluation_windows, config.seed + 1)
@@ -154,7 +154,7 @@ def held_out_windows(data: DataConfig, pipe: ProbPosePipeline, clips: MocapClips
     """Windows of clips kept out, as a pipeline takes them; sources of which no clip was kept out lose their weight."""
     weights = {source: weight for source, weight in (data.source_weights or {}).items() if source in clips.sources}
     data = data.model_copy(update={"source_weights": weights or None})
-    return windows_for(data, pipe.denoiser.config, clips, count, seed, window_length(pipe))
+    return windows_for(data, clips, count, seed, window_length(pipe), pipe.canonical_camera)
 
 
 def window_length(pipe: ProbPosePipeline) -> int:
@@ -193,7 +193,8 @@ def draw_samples(
         keypoints, confidence = batch["keypoints_2d"].to(pipe.device), batch["confidence"].to(pipe.device)
         with autocast():
             generator = torch.Generator().manual_seed(mix_seeds(windows.seed, first))
-            hypotheses = pipe.sample_clips(keypoints, confidence, settings, generator, max_batch_size=max_batch_size).float()
+            told = {"up": batch["up"][:, 0].to(pipe.device)} if pipe.needs_gravity else {}
+            hypotheses = pipe.sample_clips(keypoints, confidence, settings, generator, max_batch_size=max_batch_size, **told).float()
         root = root_of_hypotheses(hypotheses, keypoints, camera.to(pipe.device), confidence, windows.clips.fps)
         kept = {"keypoints_2d": keypoints, "confidence": confidence, "pose": batch["pose"], "root": root, "hypotheses": hypotheses.half()}
         rows.append({name: value.cpu() for name, value in kept.items()})

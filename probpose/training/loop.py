@@ -15,7 +15,7 @@ import shutil
 import time
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -77,20 +77,28 @@ def split_clips(data: DataConfig) -> tuple[MocapClips, MocapClips | None]:
     return clips.select(lambda name: name not in held_out), clips.select(lambda name: name in held_out) if held_out else None
 
 
-def windows_for(data: DataConfig, denoiser: Any, clips: MocapClips, count: int, seed: int, num_frames: int) -> TrainingWindows:
-    """Windows of clips as a network of this configuration takes them, with the recipe's bodies, cameras and detector."""
-    sees_2d = denoiser.get("canonical_camera") is not None
+def windows_for(
+    data: DataConfig,
+    clips: MocapClips,
+    count: int,
+    seed: int,
+    num_frames: int,
+    canonical_camera: Sequence[float] | None,
+    axes: str = "camera",
+) -> TrainingWindows:  # fmt: skip
+    """Windows of clips with the recipe's bodies, cameras and detector; without a canonical camera nobody looks at them."""
+    detector = DetectorNoise(**data.detector) if canonical_camera is not None and data.detector is not None else None
     return TrainingWindows(
         clips,
         num_frames=num_frames,
         num_windows=count,
         source_weights=data.source_weights,
-        **({"canonical_camera": tuple(denoiser.canonical_camera)} if sees_2d else {}),
+        **({} if canonical_camera is None else {"canonical_camera": tuple(canonical_camera)}),
         body=None if data.body is None else BodyVariation(**data.body),
         camera=CameraVariation(**data.camera),
-        detector=DetectorNoise(**data.detector) if sees_2d and data.detector is not None else None,
+        detector=detector,
         seed=seed,
-        axes=denoiser.get("axes", "camera"),
+        axes=axes,
     )
 
 

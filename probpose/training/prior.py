@@ -12,6 +12,7 @@ from torch import Tensor
 import probpose.models
 import probpose.schedulers
 from probpose.pipelines import PlatyposePipeline, ProbPosePipeline
+from probpose.schedulers import EnergyGuidedDDIMScheduler
 
 from .config import PriorConfig
 from .loop import build_component
@@ -38,11 +39,11 @@ class PriorTrainer(WindowLoop):
         if "axes" not in prior.config:
             raise ValueError(f"prior.name: {self.config.prior.name} looks at keypoints; MotionPriorModel is a motion prior")
         self.scheduler = build_component(probpose.schedulers, self.config.scheduler, "scheduler")
-        if not hasattr(self.scheduler, "noise_level"):
+        if not isinstance(self.scheduler, EnergyGuidedDDIMScheduler):
             raise ValueError(f"scheduler.name: {self.config.scheduler.name} takes no guidance; a prior needs EnergyGuidedDDIMScheduler")
         self._pipeline(prior)  # wrong arguments should not wait for the first checkpoint to be noticed
         optim, config = self.config.optim, prior.config
-        self.set_windows(config, "prior", self.config.prior.name, config.num_frames, optim.short_window_share, True, config.axes)
+        self.set_windows(config, "prior", self.config.prior.name, config.num_frames, optim.short_window_share, axes=config.axes)
         return prior
 
     def initialise(self, network: Any) -> None:

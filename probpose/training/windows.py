@@ -69,11 +69,12 @@ class WindowLoop(TrainingLoop):
         for wrong, message in problems:
             if wrong:
                 raise ValueError(message)
-        self.training_windows = windows_for(data, network, clips, optim.steps * optim.batch_size, self.config.seed, num_frames)
+        seen = num_frames, network.get("canonical_camera"), axes or "camera"
+        self.training_windows = windows_for(data, clips, optim.steps * optim.batch_size, self.config.seed, *seen)
         self.validation_windows = None
         if held_out is not None:
             data, count, seed = data.model_copy(update={"source_weights": None}), self.config.evaluation_windows, self.config.seed + 1
-            self.validation_windows = windows_for(data, network, held_out, count, seed, num_frames)
+            self.validation_windows = windows_for(data, held_out, count, seed, *seen)
 
     def batches(self) -> Iterable[dict[str, Tensor]]:
         optim, workers = self.config.optim, self.config.data.num_workers

@@ -84,7 +84,7 @@ def test_body_variation(motions):
 
 
 def test_cameras_look_at_an_upright_person(motions):
-    absolute, slopes = known_camera()(*motions, WindowRandom(1, range(WINDOWS)))
+    absolute, slopes, _ = known_camera()(*motions, WindowRandom(1, range(WINDOWS)))
     assert (absolute[..., 2] > 0.2).all()  # in front of the camera
     torch.testing.assert_close(slopes, absolute[..., :2] / absolute[..., 2:])
     inside = (slopes.abs() < np.tan(np.radians(24))).all(-1).float().mean()
@@ -100,7 +100,7 @@ def test_cameras_look_at_an_upright_person(motions):
 def test_a_camera_turns_and_moves_the_motion_but_never_mirrors_it(motions):
     root, local = motions
     world = root[:, :, None] + local
-    seen, _ = CameraVariation()(root, local, WindowRandom(2, range(WINDOWS)))
+    seen, _, _ = CameraVariation()(root, local, WindowRandom(2, range(WINDOWS)))
 
     def triangle_and_volume(joints):
         edges = joints[:, :, [J["left_hip"], J["right_wrist"], J["head_top"]]] - joints[:, :, :1]

@@ -111,6 +111,14 @@ def test_lengths_may_differ_from_clip_to_clip(make_motion, lengths):
         torch.testing.assert_close(value[i], BoneLengthEnergy(each[i])(motion[i]))
 
 
+@pytest.mark.parametrize("share", [0.5, 1.5])
+def test_curvature_of_bones_far_from_their_length(make_motion, lengths, check_majoriser, share):
+    """Ones that are too long resist turning too."""
+    check_majoriser(BoneLengthEnergy(share * lengths), make_motion(2, noise=0.02), size=1e-4, tightness=0.2 if share < 1 else 0.05)
+    stretched = BoneLengthEnergy(share * lengths).curvature(make_motion())[:, 1:]
+    assert (torch.linalg.eigvalsh(stretched)[..., 0].min() > 1) == (share < 1)
+
+
 def test_a_bone_without_length_has_finite_derivatives():
     motion = torch.zeros(2, 17, 3)
     expansion = BoneLengthEnergy(torch.full((16,), 0.3)).expand(motion)

@@ -170,9 +170,10 @@ def test_gaussian_is_a_likelihood(cameras, scene):
     projected = [camera.project(camera.to_camera(absolute(motion))) for camera in cameras]
     normal = [torch.distributions.MultivariateNormal(p, COVARIANCE) for p in projected]
     expected = -sum(n.log_prob(k).sum((-1, -2)) for n, k in zip(normal, keypoints))
-    actual = GaussianReprojectionEnergy(cameras, keypoints, covariance=[COVARIANCE] * 2, reduction="sum")(motion)
-    torch.testing.assert_close(actual, expected)
-    torch.testing.assert_close(GaussianReprojectionEnergy(cameras, keypoints, covariance=[COVARIANCE] * 2)(motion), expected / 34)
+    total = GaussianReprojectionEnergy(cameras, keypoints, covariance=[COVARIANCE] * 2, reduction="sum")
+    torch.testing.assert_close(total(motion), expected)
+    mean = GaussianReprojectionEnergy(cameras, keypoints, covariance=[COVARIANCE] * 2)
+    close_expansions(mean.expand(motion), (1 / 34 * total).expand(motion))
 
 
 def test_inverse_variances_as_weights_are_a_likelihood_but_for_a_constant(cameras, scene, draw):
@@ -200,6 +201,12 @@ def test_outliers_pull_less(loss, share):
     camera, motion = Camera(torch.ones(2), torch.zeros(2)), torch.tensor([[[0.0, 0.0, 1.0]]])
     energy = ReprojectionEnergy(camera, torch.tensor([[[2.0, 0.0]]]), loss=loss, loss_scale=0.1)
     assert energy.gradient(motion)[1][0, 0, 0].item() == pytest.approx(-2 * share)
+
+
+def test_the_mean_is_over_joints(cameras, scene):
+    motion, keypoints = scene
+    total, mean = (ReprojectionEnergy(cameras, keypoints[..., 3:7, :], joints=range(3, 7), reduction=r) for r in ("sum", "mean"))
+    close_expansions(mean.expand(motion), (1 / 4 * total).expand(motion))
 
 
 def test_cameras_add_up(cameras, scene):
@@ -240,6 +247,22 @@ def test_the_trajectory_or_a_root(cameras, scene):
     offset = relative.clone()
     offset[..., 0, 0] = 0.1  # as published, what stands in the root's place is added
     assert (with_root(offset) != with_root(relative)).all()
+
+
+def test_a_root_with_an_axis_for_joints(cameras, scene):
+    relative, root = apart(scene[0])
+    expected = ReprojectionEnergy(cameras, scene[1], root=root).expand(relative)
+    close_expansions(ReprojectionEnergy(cameras, scene[1], root=root[..., None, :]).expand(relative), expected)
+
+
+@pytest.mark.parametrize("joints", [None, [0, 4, 9]])
+def test_a_trajectory_that_is_held_is_a_root_that_is_given(cameras, scene, joints):
+    motion, keypoints = scene
+    keypoints = keypoints if joints is None else keypoints[..., joints, :]
+    relative, root = apart(motion)
+    given = ReprojectionEnergy(cameras, keypoints, joints=joints, root=root).expand(relative)
+    given.gradient[..., 0, :], given.curvature[..., 0, :, :] = 0, 0
+    close_expansions(ReprojectionEnergy(cameras, keypoints, joints=joints, hold_trajectory=True).expand(motion), given)
 
 
 # What is not observed

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from probpose.geometry import Camera
-from probpose.models import FrameTransformerModel, GraFormerDenoiser, GraFormerLifter, MixSTEModel
-from probpose.pipelines import D3DPPipeline, DiffPosePipeline
-from probpose.schedulers import D3DPScheduler, GMMScheduler
+from probpose.geometry import Camera, h36m_camera
+from probpose.models import FrameTransformerModel, GraFormerDenoiser, GraFormerLifter, MixSTEModel, MotionPriorModel
+from probpose.pipelines import D3DPPipeline, DiffPosePipeline, PlatyposePipeline
+from probpose.schedulers import D3DPScheduler, EnergyGuidedDDIMScheduler, GMMScheduler
 from probpose.skeletons import get_skeleton
 
 IMAGE = (1920, 1080)
@@ -64,6 +64,31 @@ def diffpose_pipeline(lifter="graformer", context=True, scheduler=None, denoiser
     return quiet(DiffPosePipeline(denoiser=denoiser, lifter=lifter, scheduler=scheduler, **defaults))
 
 
+PRIORS = {
+    "world": {"axes": "world", "trajectory": "absolute", "norm_first": False},
+    "camera": {"axes": "camera", "trajectory": "relative", "norm_first": True},
+}
+both_priors = pytest.mark.parametrize("prior", PRIORS)
+
+
+def platypose_pipeline(prior="camera", scheduler=None, model=None, **defaults):
+    """An untrained motion prior of windows of up to 16 frames, as published ("world") or of the kind that learns faster ("camera")."""
+    torch.manual_seed(0)
+    config = {"num_frames": 16, "width": 32, "depth": 1, "num_attention_heads": 2} | PRIORS[prior] | (model or {})
+    denoiser = MotionPriorModel(**config).eval()
+    denoiser.proj_out.weight.data *= 0.3  # what it predicts is as large as a person
+    denoiser.proj_out.bias.data[3:] = walk(1, 1, seed=9)[0].flatten()[3:]
+    defaults = {"default_num_hypotheses": 3, "default_num_inference_steps": 5} | defaults
+    return quiet(PlatyposePipeline(denoiser, scheduler or EnergyGuidedDDIMScheduler(), **defaults))
+
+
+def knowing(pipe, pose):
+    """The pipeline with a prior that always predicts this pose `(17, 3)` and a person who stays where they are."""
+    torch.nn.init.zeros_(pipe.denoiser.proj_out.weight)
+    pipe.denoiser.proj_out.bias.data[:] = torch.cat([torch.zeros(1, 3), pose[1:]]).flatten()
+    return pipe
+
+
 both_models = pytest.mark.parametrize("make_pipe", [frame_pipeline, mixste_pipeline], ids=["frame", "mixste"])
 
 
@@ -96,6 +121,21 @@ def keypoints_of(batch=2, frames=7, camera=None, seed=0):
     """Pixels `(batch, frames, 17, 2)` of that walk."""
     pose, root = walk(batch, frames, seed)
     return (camera or Camera.from_image_size(*IMAGE)).project(pose + root[:, :, None])
+
+
+STUDIO = [h36m_camera(number, "S1") for number in range(4)]
+"""Human3.6M's cameras, which stand around the origin of the world."""
+
+
+def filmed(motion, cameras=STUDIO):
+    """What cameras see of world motions `(..., 17, 3)`: a list of pixels `(..., 17, 2)`."""
+    return [camera.project(camera.to_camera(motion)) for camera in cameras]
+
+
+def as_seen(motion, camera):
+    """Root-relative poses and roots of world motions `(batch, frames, 17, 3)` in a camera's axes."""
+    joints = camera.to_camera(motion)
+    return joints - joints[..., :1, :], joints[..., 0, :]
 
 
 def mirror_pose(pose, skeleton="h36m_17"):
