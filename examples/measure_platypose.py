@@ -136,9 +136,8 @@ def views(clip: PoseClip, first: int, frames: int, count: int) -> list[PoseClip]
 
 def cut(clip: PoseClip, first: int, frames: int) -> PoseClip:
     part = slice(first, first + frames)
-    return replace(
-        clip, keypoints_2d=clip.keypoints_2d[part], confidence=clip.confidence[part], positions_camera=clip.positions_camera[part], valid=None
-    )  # fmt: skip
+    names = ("keypoints_2d", "confidence", "positions_camera")
+    return replace(clip, **{name: getattr(clip, name)[part] for name in names}, valid=None)
 
 
 def turned(camera: Camera, degrees: float, place: Tensor) -> Camera:

@@ -2,11 +2,11 @@
 
     python examples/motion_prior.py complete --missing arms
     python examples/motion_prior.py denoise --noise 40
-    python examples/motion_prior.py interpolate --keys 3
+    python examples/motion_prior.py interpolate --keys 5
     python examples/motion_prior.py generate --frames 128
 
-Each writes a picture, COMMAND.png, and the motions, COMMAND.npz. What is known of a motion is told by one energy, `InpaintingEnergy`, and the
-numbers that are printed compare with the true motion, in millimetres.
+Each writes a picture, COMMAND.png, and the motions, COMMAND.npz. What is known of a motion is told by one energy, `InpaintingEnergy`; the
+numbers that are printed compare with the true motion, joints relative to the root, in millimetres.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from probpose.visualization.common import upright
 
 HERE = Path(__file__).resolve().parent
 SKELETON = get_skeleton("h36m_17")
+HEAD = SKELETON.joint_names.index("head_top")
 MISSING = {
     "arms": (slice(None), range(11, 17)),
     "legs": (slice(None), range(1, 7)),
@@ -53,8 +54,8 @@ WANDER = 2.0
 """Metres per second that a joint may wander from the straight line between the frames in which it is known. A prior that is told a single
 frame takes it for a mistake; told what that means for its neighbours, it believes it."""
 
-# Measured with platypose-mocap17: a wider trust than the pipeline's default of 1 and the full noise of every step (eta 1) bring motions nearer
-# to what is known, and the unknown nearer to the truth; 50 steps are better than 20, and as good as 200. A trajectory may have far to go.
+# A wider trust than the pipeline's (1) brings motions nearer to what is known; the full noise of every step (eta 1; the scheduler's is 0) brings
+# the unknown nearer to the truth. 50 steps are better than 20, and as good as 200. A trajectory may have metres to go.
 GUIDE = GaussNewtonGuide(substeps=1, trust=3.0, max_step=10.0)
 ETA = 1.0
 
@@ -70,7 +71,7 @@ def captured(path: Path, name: str, start: int, frames: int, pipe: PlatyposePipe
     clips = MocapClips(path, split=None, include=[name])
     root, local = (each[start : start + frames] for each in clips[0])
     if len(root) < 2:
-        raise ValueError(f"{clips.names[0]} has {len(clips[0][0])} frames: none are left from --start {start} on")
+        raise ValueError(f"{clips.names[0]} has {len(clips[0][0])} frames: --start {start} leaves {len(root)}")
     joints = root[:, None] + local
     if pipe.denoiser.config.axes == "camera":
         # Seen by a level camera 4 m away.
@@ -103,9 +104,14 @@ def sampled(pipe: PlatyposePipeline, known: Tensor, sigma: float, options: argpa
     target[:, 0] -= centre
     weights = (1 + WANDER / options.fps * away / sigma) ** -2
     motions, roots = pipe.generate(
-        len(known), options.motions, guidance=InpaintingEnergy(target, weights, sigma), guide=GUIDE, num_inference_steps=options.steps, eta=ETA,
+        len(known),
+        options.motions,
+        guidance=InpaintingEnergy(target, weights, sigma),
+        guide=GUIDE,
+        num_inference_steps=options.steps,
+        eta=ETA,
         generator=torch.Generator().manual_seed(options.seed),
-    )  # fmt: skip
+    )
     return torch.cat([(roots + centre)[:, :, None], motions[:, :, 1:]], dim=2)
 
 
@@ -131,6 +137,8 @@ def complete(pipe: PlatyposePipeline, options: argparse.Namespace) -> Picture:
 def interpolate(pipe: PlatyposePipeline, options: argparse.Namespace) -> Picture:
     """A few poses are known, and when and where they are taken."""
     true = captured(options.data, options.clip, options.start, options.frames, pipe)
+    if options.keys >= len(true):
+        raise ValueError(f"--keys: {options.keys} poses do not fit into {len(true)} frames")
     known = torch.full_like(true, torch.nan)
     keys = np.linspace(0, len(true) - 1, options.keys).round()
     known[keys] = true[keys]
@@ -147,7 +155,7 @@ def completed(pipe: PlatyposePipeline, true: Tensor, known: Tensor, title: str, 
     print(f"missing joints: {each.mean():.0f} mm off on average, the best of {len(each)} motions {each.min():.0f} mm")
     if not known.isnan().any(-1).all(0).any():
         print(f"straight lines in time: {errors(in_between(known)[0][None], true, missing).item():.0f} mm")
-    rows = [Row("known", known), *(Row(f"motion {i + 1}", motion, known, COLOURS[i % 6]) for i, motion in enumerate(motions))]
+    rows = [Row("known", known), *(Row(f"completion {i + 1}", motion, known, COLOURS[i % 6]) for i, motion in enumerate(motions))]
     return Picture(title, [*rows, Row("truth", true, colour=TRUE)], {"motions": motions, "known": known, "true": true})
 
 
@@ -212,67 +220,64 @@ class Picture:
     paths: bool = False
 
 
-SPACING, INCHES, COLUMNS = 1.0, 0.85, 9
-"""Metres between figures, inches per metre, figures in a row."""
+SPACING, INCHES, COLUMNS, VIEW = 1.0, 0.85, 9, math.radians(30)
+"""Metres between figures, inches per metre, figures in a row, and how far in front of the person's right the viewer stands."""
 
 
-def draw(picture: Picture, axes_of_motions: str, options: argparse.Namespace) -> Figure:
-    """Nine figures of every row, seen from the person's front right, at their height but not at their place."""
+def draw(picture: Picture, axes: str, options: argparse.Namespace) -> Figure:
+    """Nine figures of every row, seen from the person's front right, at their height but not at their place; the left side is paler."""
     frames = np.unique(np.linspace(0, len(picture.rows[0].motion) - 1, COLUMNS).round().astype(int))
-    seen = [_seen(row.motion, row.motion if picture.paths else picture.rows[-1].motion, axes_of_motions) for row in picture.rows]
-    low, high = (f([f(points[..., 1].numpy()) for points, _ in seen]) for f in (np.nanmin, np.nanmax))
-    width, height = SPACING * len(frames), high - low + 0.1
-    figure = Figure(layout="constrained", figsize=(INCHES * (width + 1.2 + 3 * picture.paths), INCHES * height * len(seen) + 0.8))
-    grid = figure.subplots(len(seen), 1 + picture.paths, squeeze=False, gridspec_kw={"width_ratios": [width, 2.5][: 1 + picture.paths]})
-    for cells, row, (points, path) in zip(grid, picture.rows, seen):
-        _draw_row(cells[0], row, points[frames], frames)
-        cells[0].set(xlim=(-SPACING / 2, width - SPACING / 2), ylim=(low - 0.05, high + 0.05), xticks=[], yticks=[], aspect="equal")
+    seen = [_seen(row.motion, row.motion if picture.paths else picture.rows[-1].motion, axes) for row in picture.rows]
+    low, high = (bound(np.concatenate([points[..., 1].ravel() for points, _ in seen])) for bound in (np.nanmin, np.nanmax))
+    width, height = SPACING * len(frames), high - low + 0.3
+    widths = [width, height][: 1 + picture.paths]
+    figure = Figure(layout="constrained", figsize=(INCHES * (sum(widths) + 1.5), INCHES * height * len(seen) + 0.6))
+    grid = figure.subplots(len(seen), len(widths), squeeze=False, gridspec_kw={"width_ratios": widths})
+    for cells, row, (points, way) in zip(grid, picture.rows, seen):
+        known = np.zeros(points.shape[:2], bool) if row.known is None else np.isfinite(row.known.numpy()).all(-1)
+        for column, frame in enumerate(frames):
+            _draw_figure(cells[0], points[frame] + [SPACING * column, 0], known[frame], row.colour)
+        cells[0].axhline(np.nanmin(points[..., 1]), color="#DDDDDD", linewidth=0.8, zorder=0)
+        cells[0].set(xlim=(-SPACING / 2, width - SPACING / 2), ylim=(low - 0.15, high + 0.15), xticks=[], yticks=[], aspect="equal")
         cells[0].set_ylabel(row.label, fontsize=8, rotation=0, ha="right", va="center")
-        cells[0].axhline(np.nanmin(points[..., 1].numpy()), color="#DDDDDD", linewidth=0.8, zorder=0)
+        cells[0].spines[:].set_visible(False)
         if picture.paths:
-            cells[1].plot(*path.T, color=row.colour, linewidth=1.2)
-            cells[1].plot(*path[0], "o", color=row.colour, markersize=3)
-            middle, reach = (path.amin(0) + path.amax(0)) / 2, max(0.6, 0.55 * (path.amax(0) - path.amin(0)).max().item())
-            cells[1].set(xlim=_about(middle[0], reach), ylim=_about(middle[1], reach), aspect="equal")
+            cells[1].plot(*way.T, color=row.colour, linewidth=1.2)
+            cells[1].plot(*way[0], "o", color=row.colour, markersize=3)
+            (x, y), reach = (way.min(0) + way.max(0)) / 2, max(0.6, 0.55 * np.ptp(way, axis=0).max())
+            cells[1].set(xlim=(x - reach, x + reach), ylim=(y - reach, y + reach), aspect="equal")
             cells[1].tick_params(labelsize=6, length=2)
-    for cell in grid[:, 0]:
-        cell.spines[:].set_visible(False)
     for column, frame in enumerate(frames):
-        grid[0, 0].text(SPACING * column, high + 0.08, f"{frame / options.fps:.1f} s", fontsize=7, ha="center", va="bottom")
+        grid[0, 0].text(SPACING * column, high + 0.15, f"{frame / options.fps:.1f} s", fontsize=7, ha="center", va="bottom")
     if picture.paths:
         grid[0, 1].set_title("way from above (m)", fontsize=7)
     figure.suptitle(picture.title, fontsize=11)
     return figure
 
 
-def _seen(motion: Tensor, whose: Tensor, axes: str) -> tuple[Tensor, Tensor]:
+def _seen(motion: Tensor, whose: Tensor, axes: str) -> tuple[np.ndarray, np.ndarray]:
     """Joints `(frames, 17, 2)` as the viewer sees them, right and up, and the root's way from above `(frames, 2)`, metres.
 
     Args:
         whose: the motion whose front right the viewer stands at.
+        axes: of both motions.
     """
-    motion, whose = (torch.from_numpy(upright(m.double().numpy())) if axes == "camera" else m.double() for m in (motion, whose))
-    right = whose[:, 1, :2].sub(whose[:, 4, :2]).nanmean(0)
-    right = right / right.norm()
-    forward = torch.stack([-right[1], right[0]])
-    turn = math.radians(30)
-    across = math.cos(turn) * forward - math.sin(turn) * right
-    way = in_between(motion)[0][:, 0]
-    joints = torch.cat([motion[:, :1] - way[:, None], motion[:, 1:]], dim=1)
-    return torch.stack([joints[..., :2] @ across, joints[..., 2] + (way[:, 2] - way[:, 2].mean())[:, None]], dim=-1), way[:, :2]
+    (joints, filled), whose = (motion.numpy(), in_between(motion)[0].numpy()), whose.numpy()
+    if axes == "camera":
+        joints, filled, whose = map(upright, (joints, filled, whose))
+    way = filled[:, 0]
+    joints = np.concatenate([joints[:, :1] - way[:, None], joints[:, 1:]], axis=1)
+    x, y = (whose[:, 1] - whose[:, 4]).mean(0)[:2]  # from the left hip to the right one
+    right, forward = np.array([[x, y], [-y, x]]) / math.hypot(x, y)
+    across = math.cos(VIEW) * forward - math.sin(VIEW) * right
+    return np.stack([joints[..., :2] @ across, joints[..., 2] + way[:, None, 2] - way[:, 2].mean()], axis=-1), way[:, :2]
 
 
-def _draw_row(cell: Axes, row: Row, points: Tensor, frames: np.ndarray) -> None:
-    known = torch.zeros(points.shape[:2], dtype=torch.bool) if row.known is None else torch.isfinite(row.known[frames]).all(-1)
-    for column, (figure, sure) in enumerate(zip(points + torch.tensor([SPACING, 0.0]) * torch.arange(len(points))[:, None, None], known)):
-        for bone in map(list, SKELETON.bones):
-            colour = INK if sure[bone].all() else row.colour
-            cell.plot(*figure[bone].T, color=colour, linewidth=1.6, solid_capstyle="round")
-        cell.plot(*figure[10], "o", color=INK if sure[10] else row.colour, markersize=3)
-
-
-def _about(middle: Tensor, reach: float) -> tuple[float, float]:
-    return middle.item() - reach, middle.item() + reach
+def _draw_figure(cell: Axes, points: np.ndarray, known: np.ndarray, colour: str) -> None:
+    for bone in map(list, SKELETON.bones):
+        paler = 0.45 if bone[1] in SKELETON.left else 1.0
+        cell.plot(*points[bone].T, color=INK if known[bone].all() else colour, alpha=paler, linewidth=1.6, solid_capstyle="round")
+    cell.plot(*points[HEAD], "o", color=INK if known[HEAD] else colour, markersize=3)
 
 
 # The command line ------------------------------------------------------------------------------------------------------------------------
@@ -298,7 +303,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         if name == "complete":
             add("--missing", choices=sorted(MISSING), default="arms", help="joints, or part of the clip")
         if name == "interpolate":
-            add("--keys", type=int, default=3, help="number of poses that are known, evenly spaced")
+            add("--keys", type=int, default=5, help="number of poses that are known, evenly spaced")
         if name == "denoise":
             add("--noise", type=float, default=40.0, metavar="MM", help="standard deviation of every coordinate")
             add("--lost", type=float, default=0.1, metavar="SHARE", help="share of the spells of a joint that are lost")
@@ -306,8 +311,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     for name, least in {"motions": 1, "frames": 2, "start": 0, "keys": 2}.items():
         if getattr(options, name, least) < least:
             parser.error(f"--{name} must be at least {least}, got {getattr(options, name)}")
-    if getattr(options, "noise", 1) <= 0 or not 0 <= getattr(options, "lost", 0) < 1:
-        parser.error("--noise must be above 0, and --lost lie in 0..1")
+    if getattr(options, "noise", 1) <= 0:
+        parser.error(f"--noise must be above 0, got {options.noise}")
+    if not 0 <= getattr(options, "lost", 0) < 1:
+        parser.error(f"--lost must lie in 0..1, 1 not included, got {options.lost}")
     return options
 
 
@@ -322,7 +329,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.fps = pipe.denoiser.config.fps or 30.0
         with replacing(files[0], options.overwrite) as image, replacing(files[1], options.overwrite) as archive:
             picture = COMMANDS[options.command](pipe, options)
-            draw(picture, pipe.denoiser.config.axes, options).savefig(image, dpi=150)
+            draw(picture, pipe.denoiser.config.axes, options).savefig(image, dpi=150, bbox_inches="tight")
             np.savez(archive, fps=options.fps, axes=pipe.denoiser.config.axes, **picture.arrays)
     except (ValueError, OSError) as error:
         print(f"motion_prior: {error}", file=sys.stderr)

@@ -62,9 +62,7 @@ def _describe_model(model: str) -> None:
         "skeleton": f"{pipe.input_skeleton} in, {pipe.skeleton} out",
         "window": ("every frame for itself" if pipe.num_frames is None else f"{pipe.num_frames} frames")
         + (f" at {config.fps:g} fps" if config.get("fps") else ""),
-        "keypoints seen by": "image width"
-        if pipe.canonical_camera is None
-        else f"canonical camera {list(pipe.canonical_camera)}",
+        "keypoints seen by": "image width" if pipe.canonical_camera is None else f"canonical camera {list(pipe.canonical_camera)}",
         "defaults": ", ".join(f"{key}={value}" for key, value in defaults.items()),
     }
     print_rows(rows)

@@ -107,6 +107,9 @@ class PriorOptimConfig(OptimConfig):
     )
     trajectory_weight: float = Field(1.0, ge=0, description="weight of the root's trajectory beside that of a joint")
     short_window_share: float = Field(0.0, ge=0, le=1, description="share of steps on windows cut to a random length; 1 is published")
+    short_window_lengths: Literal["even", "logarithmic"] = Field(
+        "even", description="how those lengths are distributed; even is published, and hardly ever meets single frames"
+    )
 
 
 class AggregatorOptimConfig(OptimConfig):

@@ -52,7 +52,7 @@ class PriorTrainer(WindowLoop):
 
     def loss(self, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, float]:
         optim, process = self.config.optim, self.accelerator.process_index
-        motion = self._motions(self.shortened(batch, optim.short_window_share, generator))
+        motion = self._motions(self.shortened(batch, optim.short_window_share, generator, optim.short_window_lengths == "even"))
         share = slice(process * len(motion), (process + 1) * len(motion))
         noise = torch.randn(optim.batch_size, *motion.shape[1:], generator=generator)[share].to(motion)
         timestep = torch.randint(len(self.scheduler), (optim.batch_size,), generator=generator)[share].to(motion.device)

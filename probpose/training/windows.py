@@ -90,11 +90,15 @@ class WindowLoop(TrainingLoop):
         return self.accelerator.prepare(loader)
 
     @staticmethod
-    def shortened(batch: dict[str, Tensor], share: float, generator: torch.Generator) -> dict[str, Tensor]:
-        """In a share of the steps, windows cut to a random length."""
+    def shortened(batch: dict[str, Tensor], share: float, generator: torch.Generator, evenly: bool = True) -> dict[str, Tensor]:
+        """In a share of the steps, windows cut to a random length: evenly distributed, or its logarithm (single frames are then common)."""
         if torch.rand((), generator=generator) >= share:
             return batch
-        length = int(torch.randint(1, batch["pose"].shape[1] + 1, (), generator=generator))
+        longest = batch["pose"].shape[1]
+        if evenly:
+            length = int(torch.randint(1, longest + 1, (), generator=generator))
+        else:
+            length = min(longest, int((longest + 1) ** torch.rand((), generator=generator).item()))
         return {key: value[:, :length] for key, value in batch.items()}
 
 

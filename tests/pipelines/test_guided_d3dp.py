@@ -169,10 +169,12 @@ def test_an_energy_sees_the_clips_own_frames_in_its_axes(camera):
 
 def test_the_root_is_estimated_for_every_hypothesis():
     pipe, pose = nearly_knowing(torch.zeros(17, 3))
-    joints, energy = pose + walk(1, 7)[1][:, :, None], Recorder()
-    pipe(LENS.project(joints), camera=OWN, **OPTIONS, guidance=energy, share_first_step=True)
-    expected = torch.cat([OWN.to_world(joints[..., :1, :]), (pose @ OWN.rotation)[..., 1:, :]], dim=-2)
-    torch.testing.assert_close(energy.seen[0], expected[:, None].expand(1, 3, 7, 17, 3), atol=0.01, rtol=0)
+    root, energy = walk(1, 7)[1], Recorder()
+    keypoints = LENS.project(pose + root[:, :, None])
+    predicted = pipe(keypoints, camera=OWN, **OPTIONS).hypotheses
+    pipe(keypoints, camera=OWN, **OPTIONS, guidance=energy, share_first_step=True)
+    torch.testing.assert_close(energy.seen[0][..., 0, :], OWN.to_world(root)[:, None].expand(1, 3, 7, 3), atol=0.01, rtol=0)
+    torch.testing.assert_close(energy.seen[0][..., 1:, :], (predicted @ OWN.rotation)[..., 1:, :])
 
 
 def test_guides_that_compare_hypotheses_see_all_of_them():
