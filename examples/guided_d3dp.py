@@ -37,7 +37,7 @@ columns, all in mm but the last
 
 examples
   python examples/guided_d3dp.py --data mocap17_test.npz --every 12
-  python examples/guided_d3dp.py --data mocap17_test.npz --every 12 --cameras 2,4 --spread 0.03,0.05,0.1 --substeps 2,4
+  python examples/guided_d3dp.py --data mocap17_test.npz --every 12 --cameras 2,4 --spread 0.03,0.05,0.1 --substeps 2,3
 """
 
 ANGLES = (0, 90, 180, 270)
@@ -156,7 +156,7 @@ def main(arguments: list[str] | None = None) -> int:
     disable_progress_bar()  # loading takes no time worth a bar
     try:
         given = options.spread, options.trust, options.substeps
-        settings = [values or [default] for values, default in zip(given, (0.1, 1.0, 2))]
+        settings = [values or [default] for values, default in zip(given, (0.05, 1.0, 3))]
         guides = [GaussNewtonGuide(n, trust, spread) for spread, trust, n in itertools.product(*settings)] if any(given) else [None]
         runs = [Run(cameras, guide) for cameras in options.cameras for guide in (guides if cameras > 1 else [None])]
         data = load_dataset(options.data).subset(every=options.every).select(lambda clip: bool(clip.scored.all()))

@@ -230,9 +230,8 @@ def sample(
     pipe: PlatyposePipeline, windows: list[Window], options: argparse.Namespace, what: str, size: int | None = None, **settings: Any
 ) -> Sampled:
     """Any number of windows, so many in a call; by default as many as the network takes at once."""
-    parts = [
-        call(pipe, batch, options, **settings) for batch in batches(windows, size or options.max_batch_size // options.hypotheses, what)
-    ]
+    size = size or options.max_batch_size // options.hypotheses
+    parts = [call(pipe, batch, options, **settings) for batch in batches(windows, size, what)]
     pose = None if parts[0].pose is None else torch.cat([part.pose for part in parts])
     hypotheses, truth = (torch.cat([getattr(part, name) for part in parts]) for name in ("hypotheses", "truth"))
     return Sampled(hypotheses, pose, truth, sum(part.seconds for part in parts))

@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from diffusers.utils.logging import disable_progress_bar
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -54,8 +56,8 @@ WANDER = 2.0
 """Metres per second that a joint may wander from the straight line between the frames in which it is known. A prior that is told a single
 frame takes it for a mistake; told what that means for its neighbours, it believes it."""
 
-# A wider trust than the pipeline's (1) brings motions nearer to what is known; the full noise of every step (eta 1; the scheduler's is 0) brings
-# the unknown nearer to the truth. 50 steps are better than 20, and as good as 200. A trajectory may have metres to go.
+# A wider trust than the pipeline's (1) brings motions nearer to what is known; the full noise of every step (eta 1, the scheduler's is 0)
+# brings the unknown nearer to the truth. 50 steps are better than 20, and as good as 200. A trajectory may have metres to go.
 GUIDE = GaussNewtonGuide(substeps=1, trust=3.0, max_step=10.0)
 ETA = 1.0
 
@@ -235,8 +237,7 @@ def draw(picture: Picture, axes: str, options: argparse.Namespace) -> Figure:
     grid = figure.subplots(len(seen), len(widths), squeeze=False, gridspec_kw={"width_ratios": widths})
     for cells, row, (points, way) in zip(grid, picture.rows, seen):
         known = np.zeros(points.shape[:2], bool) if row.known is None else np.isfinite(row.known.numpy()).all(-1)
-        for column, frame in enumerate(frames):
-            _draw_figure(cells[0], points[frame] + [SPACING * column, 0], known[frame], row.colour)
+        _draw_figures(cells[0], points[frames], known[frames], row.colour)
         cells[0].axhline(np.nanmin(points[..., 1]), color="#DDDDDD", linewidth=0.8, zorder=0)
         cells[0].set(xlim=(-SPACING / 2, width - SPACING / 2), ylim=(low - 0.15, high + 0.15), xticks=[], yticks=[], aspect="equal")
         cells[0].set_ylabel(row.label, fontsize=8, rotation=0, ha="right", va="center")
@@ -273,11 +274,14 @@ def _seen(motion: Tensor, whose: Tensor, axes: str) -> tuple[np.ndarray, np.ndar
     return np.stack([joints[..., :2] @ across, joints[..., 2] + way[:, None, 2] - way[:, 2].mean()], axis=-1), way[:, :2]
 
 
-def _draw_figure(cell: Axes, points: np.ndarray, known: np.ndarray, colour: str) -> None:
-    for bone in map(list, SKELETON.bones):
-        paler = 0.45 if bone[1] in SKELETON.left else 1.0
-        cell.plot(*points[bone].T, color=INK if known[bone].all() else colour, alpha=paler, linewidth=1.6, solid_capstyle="round")
-    cell.plot(*points[HEAD], "o", color=INK if known[HEAD] else colour, markersize=3)
+def _draw_figures(cell: Axes, points: np.ndarray, known: np.ndarray, colour: str) -> None:
+    """Figures `(figures, 17, 2)`, side by side; bones between joints that are known are black."""
+    points = points + SPACING * np.arange(len(points))[:, None, None] * [1, 0]
+    bones = np.array(SKELETON.bones)
+    shades = np.array([[to_rgba(c, 0.45 if child in SKELETON.left else 1.0) for child in bones[:, 1]] for c in (colour, INK)])
+    colours = np.where(known[:, bones].all(-1)[..., None], shades[1], shades[0])
+    cell.add_collection(LineCollection(points[:, bones].reshape(-1, 2, 2), colors=colours.reshape(-1, 4), linewidths=1.6, capstyle="round"))
+    cell.scatter(*points[:, HEAD].T, s=10, c=np.where(known[:, HEAD], INK, colour))
 
 
 # The command line ------------------------------------------------------------------------------------------------------------------------
@@ -326,6 +330,8 @@ def main(arguments: list[str] | None = None) -> int:
         pipe = ProbPosePipeline.from_pretrained(bundled_model(options.model) or options.model)
         if not isinstance(pipe, PlatyposePipeline):
             raise ValueError(f"{options.model} is a {type(pipe).__name__}, which has no motion prior")
+        # Keypoints show from the first what a motion is like, so that calls can leave the noisiest steps out. Here those decide upon it.
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, skip_first=0)
         options.fps = pipe.denoiser.config.fps or 30.0
         with replacing(files[0], options.overwrite) as image, replacing(files[1], options.overwrite) as archive:
             picture = COMMANDS[options.command](pipe, options)

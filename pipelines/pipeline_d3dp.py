@@ -25,7 +25,7 @@ FLIP_MODES = ("every_step", "last_step", "alternate", False)
 
 _NOISY_POSE_LIMIT = 1.1  # metres; what no noisy pose exceeded in D3DP's training, for schedulers that say nothing of it
 
-_OWN_ERROR = 0.1
+_OWN_ERROR = 0.05
 """Metres: how far off the joints of a network that saw the keypoints are, however noisy the pose that it was given."""
 
 _ROOT_GUIDE = GaussNewtonGuide(substeps=5, spread=0.3)
@@ -136,9 +136,9 @@ class D3DPPipeline(ProbPosePipeline):
                 `ReprojectionEnergy.from_detections([camera2], [keypoints2])`. It should be a negative log-likelihood, since it is weighed
                 against how sure the network is. It sees the world's axes if the camera has rotation and translation, otherwise the
                 camera's, joints relative to the root, and in the root's place the root's trajectory, which is estimated from the keypoints
-                for every hypothesis unless it is given. For a batch, what belongs to clips needs an axis of size one for the hypotheses:
-                keypoints `(batch, 1, frames, joints, 2)`.
-            guide: how an energy moves predicted poses; default a `GaussNewtonGuide` within the network's own error.
+                for every hypothesis unless it is given. The likelihood of the call's own keypoints is added. For a batch, what belongs to
+                clips needs an axis of size one for the hypotheses: keypoints `(batch, 1, frames, joints, 2)`.
+            guide: how an energy moves predicted poses; default `GaussNewtonGuide(substeps=3, spread=0.05)`, the network's own error.
             max_batch_size: largest number of windows × hypotheses per network call; bounds the memory.
             output_type: "pt" or "np".
             return_dict: False gives a tuple (hypotheses, pose, uncertainty, root, camera).
@@ -352,7 +352,7 @@ class _Steering:
             raise ValueError(f"guidance needs a model whose root is joint 0, that of {pipe.skeleton!r} is {pipe.root_index}")
         if pipe.input_skeleton != pipe.skeleton:
             raise ValueError(f"guidance needs keypoints of the joints that are predicted: {pipe.input_skeleton!r} is not {pipe.skeleton!r}")
-        self.scheduler, self.guide = pipe.scheduler, guide or GaussNewtonGuide(spread=_OWN_ERROR)
+        self.scheduler, self.guide = pipe.scheduler, guide or GaussNewtonGuide(substeps=3, spread=_OWN_ERROR)
         self.frames = inputs.keypoints_2d.shape[1]
         lens = Scene.behind_canonical_lens(inputs.camera).to(pipe.device)
         seen = reexpress_keypoints(inputs.keypoints_2d, inputs.camera, lens)

@@ -16,15 +16,19 @@ from torch import Tensor, nn
 from probpose.geometry import Camera, rotation_between_z_and
 from probpose.guidance import Energy, GaussNewtonGuide, GuideOutput, ReprojectionEnergy
 from probpose.schedulers import EnergyGuidedDDIMScheduler
+from probpose.skeletons import get_skeleton
 
 from .noise import NoiseSource
 from .pipeline_output import ProbPosePipelineOutput
 from .pipeline_probpose import PreparedInputs, ProbPosePipeline, as_tensor, check_call, check_eta, checked_count, is_a
-from .scene import CANONICAL, Scene, check_guidance, tilted
+from .scene import CANONICAL, Scene, check_guidance, tilted, with_bones
 from .windows import Windows, cut_windows
 
 ROOTS = ("estimate", "state")
 LIKELIHOODS = ("confidence", "published", None)
+
+_SIZE_KNOWN = 0.1
+"""Metres: noise below which a prediction has the person's own size rather than that of a mean."""
 
 _UNSEEN_DEPTH = 4.0
 """Metres in front of the camera, where a motion is put while nothing says where it is."""
@@ -472,20 +476,29 @@ class _Sampler:
         scene = self.scene
         pose = self._in_scene(torch.cat([torch.zeros_like(clean[..., :1, :]), clean[..., 1:, :]], dim=-2))
         drift = self._in_scene(clean[..., 0, :])
+        sized = self._sized(pose, noise_level)
         if self.estimate_tilt:
-            scene.retilt(pose, noise_level)
+            scene.retilt(sized, noise_level)
         if self.estimate_focal:
-            scene.refocus(pose, noise_level)
+            scene.refocus(sized, noise_level)
         if self.estimate_tilt or self.estimate_focal:
             self.energy = self._energy()
-        self.places = places = self._padded(self.root).expand_as(drift) if self.root is not None else self._locate(pose, drift, noise_level)
-        untold = self.root is not None and not self.tells_root
-        motion = torch.cat([(drift if untold else places)[..., None, :], pose[..., 1:, :]], dim=-2)
-        out = GuideOutput(motion) if self.energy is None else self.guide(motion, self.energy, noise_level)
-        if not untold:
+        if self.root is not None:
+            places = self._padded(self.root).expand_as(drift)
+        else:
+            places = self._locate(sized, drift, noise_level)
+        self.places = places
+        if self.root is not None and not self.tells_root:  # as published: the energies add the root, the prior's own is left over
+            motion = torch.cat([drift[..., None, :], pose[..., 1:, :]], dim=-2)
+            out = GuideOutput(motion) if self.energy is None else self.guide(motion, self.energy, noise_level)
+            return GuideOutput(self._out_of_scene(out.pose), out.trace)
+        # Guided are the joints in space, each for itself: the root's keypoint says where the root is as any other's does.
+        space = pose + places[..., None, :]
+        out = GuideOutput(space) if self.energy is None else self.guide(space, self.energy, noise_level)
+        if self.root is None:
             self.places = out.pose[..., 0, :]
-        first = self._out_of_scene(out.pose[..., :1, :]) if untold else self._as_trajectory(self.places)[..., None, :]
-        return GuideOutput(torch.cat([first, self._out_of_scene(out.pose[..., 1:, :])], dim=-2), out.trace)
+        pose = out.pose[..., 1:, :] - self.places[..., None, :]
+        return GuideOutput(torch.cat([self._as_trajectory(self.places)[..., None, :], self._out_of_scene(pose)], dim=-2), out.trace)
 
     def _locate(self, pose: Tensor, drift: Tensor, noise_level: float) -> Tensor:
         """Root `(batch, k, frames, 3)` in the scene of root-relative poses, given the prior's own trajectory, both in the scene's axes."""
@@ -504,12 +517,23 @@ class _Sampler:
             return torch.where(observed[:, None, None, None], drift + (root - drift).mean(2, keepdim=True), own)
         return root
 
+    def _sized(self, pose: Tensor, noise_level: float) -> Tensor:
+        """Poses that are as large as people are, the more so the less is known of them."""
+        config = self.pipe.denoiser.config
+        if config.bone_lengths is None:
+            return pose
+        share = noise_level**2 / (noise_level**2 + _SIZE_KNOWN**2)
+        return with_bones(pose, get_skeleton(config.skeleton).bones, pose.new_tensor(config.bone_lengths), share)
+
     def _energy(self) -> Energy | None:
-        seen = None
+        untold = self.root is not None and not self.tells_root
+        seen, guidance = None, self.guidance
         if self.likelihood is not None and self.observed.any():
-            root = self._padded(self.root) if self.root is not None and not self.tells_root else None
-            seen = self.settings.energy_scale * self.likelihood(self.scene, self.settings.root != "state", root)
-        terms = [term for term in (seen, self.guidance) if term is not None]
+            root = self._padded(self.root) if untold else self.scene.keypoints[0].new_zeros(1, 3)  # or joints that are in space already
+            seen = self.settings.energy_scale * self.likelihood(self.scene, False, root)
+        if guidance is not None and not untold:
+            guidance = _OfJointsInSpace(guidance)
+        terms = [term for term in (seen, guidance) if term is not None]
         return None if not terms else terms[0] if len(terms) == 1 else terms[0] + terms[1]
 
     def _padded(self, root: Tensor) -> Tensor:
@@ -570,6 +594,34 @@ class _Beginning(Energy):
 
     def terms(self) -> Iterator[Energy]:
         yield from (_Beginning(term, self.frames) for term in self.energy.terms())
+
+
+class _OfJointsInSpace(Energy):
+    """An energy of motions, in terms of joints in space: relative to their root, which stands in its own place, they are the motion."""
+
+    def __init__(self, energy: Energy):
+        self.energy = energy
+
+    def __call__(self, space: Tensor) -> Tensor:
+        return self.energy(self._motion(space))
+
+    @torch.no_grad()
+    def curvature(self, space: Tensor) -> Tensor:
+        # A root that moves alone moves all the others relative to it; two places of the motion for each, hence the factor.
+        curvature = self.energy.curvature(self._motion(space))
+        return 2 * torch.cat([curvature.sum(-3, keepdim=True), curvature[..., 1:, :, :]], dim=-3)
+
+    @staticmethod
+    def _motion(space: Tensor) -> Tensor:
+        root = space[..., :1, :]
+        return torch.cat([root, space[..., 1:, :] - root], dim=-2)
+
+    @property
+    def name(self) -> str:
+        return self.energy.name
+
+    def terms(self) -> Iterator[Energy]:
+        yield from (_OfJointsInSpace(term) for term in self.energy.terms())
 
 
 def _only(camera: Camera) -> Camera:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -204,6 +204,26 @@ def check_guidance(guidance: Any, guide: Any = None) -> None:
         raise ValueError(f"guidance must be a probpose.guidance.Energy, got {type(guidance).__name__}")
     if guide is not None and (isinstance(guide, (Energy, type)) or not callable(guide)):
         raise ValueError(f"guide must be a GaussNewtonGuide, a GradientGuide, or called like them, got {guide!r}")
+
+
+def with_bones(pose: Tensor, bones: Sequence[tuple[int, int]], lengths: Tensor, share: float) -> Tensor:
+    """Poses `(..., frames, joints, 3)` whose bones keep their directions and come by a share of the way to mean lengths `(bones,)`.
+
+    Uncertain predictions are means, and means are too small: who takes their size for a person's will put that person too near.
+    """
+    joints = list(pose.unbind(-2))
+    waiting = list(zip(bones, lengths))
+    placed = {child for _, child in bones}
+    placed = set(range(pose.shape[-2])) - placed
+    while waiting:
+        ready = [item for item in waiting if item[0][0] in placed]
+        for (parent, child), length in ready:
+            bone = pose[..., child, :] - pose[..., parent, :]
+            own = bone.norm(dim=-1, keepdim=True).clamp_min(1e-3)
+            joints[child] = joints[parent] + bone * (1 - share + share * length / own)
+            placed.add(child)
+        waiting = [item for item in waiting if item[0][1] not in placed]
+    return torch.stack(joints, dim=-2)
 
 
 def tilted(pitch: Tensor) -> Tensor:

@@ -44,6 +44,8 @@ class MotionPriorModel(AttentionBackendMixin, ModelMixin, ConfigMixin):
         skeleton: joint set.
         any_length: whether the model was trained on shorter windows, too; otherwise a pipeline pads short clips to `num_frames`.
         fps: frame rate of the training motions, or None.
+        bone_lengths: mean lengths of the training bodies' bones in metres, in the skeleton's order, or None. The network has no use for
+            them; whoever needs to know how far away a person is has.
     """
 
     @register_to_config
@@ -63,9 +65,12 @@ class MotionPriorModel(AttentionBackendMixin, ModelMixin, ConfigMixin):
         skeleton: str = "h36m_17",
         any_length: bool = True,
         fps: float | None = None,
+        bone_lengths: list[float] | None = None,
     ):
         super().__init__()
-        get_skeleton(skeleton)  # an unknown one should not wait for a pipeline to be noticed
+        bones = len(get_skeleton(skeleton).bones)
+        if bone_lengths is not None and len(bone_lengths) != bones:
+            raise ValueError(f"bone_lengths must be those of the {bones} bones of {skeleton}, got {len(bone_lengths)}")
         for name, value, allowed in (("axes", axes, AXES), ("trajectory", trajectory, TRAJECTORIES)):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {value!r}")

@@ -12,6 +12,7 @@ from torch import Tensor
 import probpose.models
 import probpose.schedulers
 from probpose.pipelines import PlatyposePipeline, ProbPosePipeline
+from probpose.skeletons import bone_lengths
 from probpose.schedulers import EnergyGuidedDDIMScheduler
 
 from .config import PriorConfig
@@ -44,6 +45,9 @@ class PriorTrainer(WindowLoop):
         self._pipeline(prior)  # wrong arguments should not wait for the first checkpoint to be noticed
         optim, config = self.config.optim, prior.config
         self.set_windows(config, "prior", self.config.prior.name, config.num_frames, optim.short_window_share, axes=config.axes)
+        if config.bone_lengths is None:
+            lengths = bone_lengths(self.training_windows.clips.local, config.skeleton).mean(0)
+            prior.register_to_config(bone_lengths=[round(length, 4) for length in lengths.tolist()])
         return prior
 
     def initialise(self, network: Any) -> None:

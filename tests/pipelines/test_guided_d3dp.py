@@ -139,7 +139,7 @@ def test_the_worlds_axes_do_not_matter(settings):
         moved = joints @ turn.mT + shift if move else joints
         return pipe(keypoints, camera=own, **OPTIONS, **settings, generator=seeded(), guidance=seen_by(side, moved)).hypotheses
 
-    torch.testing.assert_close(run(True), run(False), atol=2e-3, rtol=0)
+    torch.testing.assert_close(run(True), run(False), atol=5e-3, rtol=0)
 
 
 @pytest.mark.parametrize("frames", [5, 20])
