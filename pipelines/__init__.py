@@ -8,7 +8,7 @@ import probpose.schedulers  # noqa: F401
 from .pipeline_d3dp import D3DPPipeline, SamplerSettings
 from .pipeline_diffpose import DiffPosePipeline, DiffPoseSettings
 from .pipeline_output import ProbPosePipelineOutput
-from .pipeline_platypose import PlatyposePipeline
+from .pipeline_platypose import PlatyposePipeline, PlatyposeSettings
 from .pipeline_probpose import ProbPosePipeline, fill_missing
 
 for _public in (
@@ -16,6 +16,7 @@ for _public in (
     DiffPosePipeline,
     DiffPoseSettings,
     PlatyposePipeline,
+    PlatyposeSettings,
     ProbPosePipeline,
     ProbPosePipelineOutput,
     SamplerSettings,
@@ -27,6 +28,7 @@ __all__ = [
     "DiffPosePipeline",
     "DiffPoseSettings",
     "PlatyposePipeline",
+    "PlatyposeSettings",
     "ProbPosePipeline",
     "ProbPosePipelineOutput",
     "SamplerSettings",

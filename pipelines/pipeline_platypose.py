@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from probpose.geometry import Camera, rotation_between_z_and
 from probpose.guidance import Energy, GaussNewtonGuide, GuideOutput, ReprojectionEnergy
+from probpose.guidance.energies import absolute
 from probpose.schedulers import EnergyGuidedDDIMScheduler
 from probpose.skeletons import get_skeleton
 
@@ -142,7 +143,8 @@ class PlatyposePipeline(ProbPosePipeline):
             energy_scale: factor on the energy of the keypoints.
             estimate_focal: correct the focal length of an unknown camera while sampling; of one camera. `out.camera` has the estimate.
             estimate_tilt: find out while sampling by how much one camera looks up or down, for priors in world axes, which know where up
-                is. None: if the camera has no rotation, which says so. `out.camera` has the estimate.
+                is. None: if the camera has no rotation and no root is given. `out.camera` has the estimate. Hypotheses share the camera, so
+                that each then depends on how many there are.
             init_pose: `(batch, frames, joints, 3)` root-relative metres, first camera's axes, to begin from instead of noise alone.
             noise: as in `D3DPPipeline`; in the axes of the prior.
 
@@ -170,6 +172,8 @@ class PlatyposePipeline(ProbPosePipeline):
             raise ValueError(f"estimate_focal corrects the focal length of one camera, got {len(cameras)} cameras")
         if estimate_tilt and (several or not self.needs_gravity):
             raise ValueError("estimate_tilt is for one camera and a prior in world axes")
+        if estimate_tilt and mode == "given":
+            raise ValueError("estimate_tilt needs the root to be estimated: pass a root or estimate_tilt=True, not both")
         views = self._prepare_views(
             keypoints_2d, confidence, image_size, camera, cameras, skeleton, conversion, None if isinstance(root, str) else root
         )
@@ -413,6 +417,7 @@ class _Sampler:
             scene.check_in_front(self.root)
         # Of a known root, a prior with absolute trajectories was published as never being told.
         self.tells_root = settings.root != "state" and not (settings.root == "given" and not self.relative)
+        self.in_space = likelihood is not None and (self.root is None or self.tells_root)
         self.frames = scene.keypoints[0].shape[1]
         padded = self.windows.clip_length > self.frames
         self.guidance = _Beginning(guidance, self.frames) if padded and guidance is not None else guidance
@@ -488,17 +493,20 @@ class _Sampler:
         else:
             places = self._locate(sized, drift, noise_level)
         self.places = places
-        if self.root is not None and not self.tells_root:  # as published: the energies add the root, the prior's own is left over
-            motion = torch.cat([drift[..., None, :], pose[..., 1:, :]], dim=-2)
-            out = GuideOutput(motion) if self.energy is None else self.guide(motion, self.energy, noise_level)
-            return GuideOutput(self._out_of_scene(out.pose), out.trace)
-        # Guided are the joints in space, each for itself: the root's keypoint says where the root is as any other's does.
-        space = pose + places[..., None, :]
-        out = GuideOutput(space) if self.energy is None else self.guide(space, self.energy, noise_level)
+        untold = self.root is not None and not self.tells_root
+        motion = torch.cat([(drift if untold else places)[..., None, :], pose[..., 1:, :]], dim=-2)
+        if self.in_space:
+            # Joints that cameras saw are guided in space, each for itself: the root's keypoint says where the root is as any other's does.
+            # Likelihoods are stiff, strict about a joint's ray and silent about its depth, where single precision would show.
+            motion = absolute(motion).double()
+        out = GuideOutput(motion) if self.energy is None else self.guide(motion, self.energy, noise_level)
+        guided, trace = out.pose, {name: value.to(clean) for name, value in (out.trace or {}).items()}
+        if untold:  # as published: the energies add the root, the prior's own is left over
+            return GuideOutput(self._out_of_scene(guided), trace)
         if self.root is None:
-            self.places = out.pose[..., 0, :]
-        pose = out.pose[..., 1:, :] - self.places[..., None, :]
-        return GuideOutput(torch.cat([self._as_trajectory(self.places)[..., None, :], self._out_of_scene(pose)], dim=-2), out.trace)
+            self.places = guided[..., 0, :].to(clean)
+        pose = guided[..., 1:, :] - self.places[..., None, :] if self.in_space else guided[..., 1:, :]
+        return GuideOutput(torch.cat([self._as_trajectory(self.places)[..., None, :], self._out_of_scene(pose.to(clean))], dim=-2), trace)
 
     def _locate(self, pose: Tensor, drift: Tensor, noise_level: float) -> Tensor:
         """Root `(batch, k, frames, 3)` in the scene of root-relative poses, given the prior's own trajectory, both in the scene's axes."""
@@ -531,7 +539,7 @@ class _Sampler:
         if self.likelihood is not None and self.observed.any():
             root = self._padded(self.root) if untold else self.scene.keypoints[0].new_zeros(1, 3)  # or joints that are in space already
             seen = self.settings.energy_scale * self.likelihood(self.scene, False, root)
-        if guidance is not None and not untold:
+        if guidance is not None and self.in_space:
             guidance = _OfJointsInSpace(guidance)
         terms = [term for term in (seen, guidance) if term is not None]
         return None if not terms else terms[0] if len(terms) == 1 else terms[0] + terms[1]
@@ -614,7 +622,7 @@ class _OfJointsInSpace(Energy):
     @staticmethod
     def _motion(space: Tensor) -> Tensor:
         root = space[..., :1, :]
-        return torch.cat([root, space[..., 1:, :] - root], dim=-2)
+        return torch.cat([root, space[..., 1:, :] - root], dim=-2).float()  # as the sampled motions are, whatever the guide reckons in
 
     @property
     def name(self) -> str:

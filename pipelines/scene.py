@@ -53,11 +53,12 @@ class Scene:
 
     @staticmethod
     def behind_canonical_lens(camera: Camera | None) -> Camera:
-        """The canonical lens where this camera stands."""
+        """The canonical lens where this camera stands: at the origin, if it has a rotation and nothing else is known."""
         lens = Camera(CANONICAL[:2], CANONICAL[2:], slope_limit=math.inf)
-        if camera is None or camera.rotation is None or camera.translation is None:
+        if camera is None or camera.rotation is None:
             return lens
-        return replace(lens, rotation=camera.rotation, translation=camera.translation)
+        origin = camera.rotation.new_zeros(camera.rotation.shape[:-1])
+        return replace(lens, rotation=camera.rotation, translation=origin if camera.translation is None else camera.translation)
 
     @property
     def in_world(self) -> bool:

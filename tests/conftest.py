@@ -100,6 +100,23 @@ def tiny_diffpose(tmp_path_factory: pytest.TempPathFactory, make_diffpose: Calla
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_platypose(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a pipeline with a small random prior in world axes."""
+    import torch
+
+    from probpose.models import MotionPriorModel
+    from probpose.pipelines import PlatyposePipeline
+    from probpose.schedulers import EnergyGuidedDDIMScheduler
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model") / "platypose"
+    prior = MotionPriorModel(num_frames=16, width=16, depth=1, num_attention_heads=2, axes="world", trajectory="relative").eval()
+    pipe = PlatyposePipeline(prior, EnergyGuidedDDIMScheduler(), default_num_hypotheses=3, default_num_inference_steps=3)
+    pipe.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def run_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Iterator[Callable[..., tuple[int, str, str]]]:
     """`run_command("sample", path, …)` runs a command line; returns exit code, stdout and stderr."""

@@ -112,6 +112,18 @@ def test_options_of_other_pipelines(run, tiny_diffpose, tmp_path, words, message
     assert not (tmp_path / "out").exists()
 
 
+def test_a_pipeline_that_guides_a_prior(run, tiny_platypose, tmp_path):
+    (track,) = walk()
+    write_keypoints(tmp_path / "walk.npz", [track])
+    words = ["sample", tmp_path / "walk.npz", "--model", tiny_platypose, "--out", tmp_path / "out", "--no-picture", "--no-page"]
+    code, _, err = run(*words, "--flip", "off")
+    assert code == 2 and "--flip: not for a PlatyposePipeline, whose sampler has --num-hypotheses, --steps" in err
+    code, _, err = run(*words, "-k", 2, "--steps", 2)
+    assert code == 0, err
+    with np.load(tmp_path / "out" / "walk.npz", allow_pickle=False) as result:
+        assert result["hypotheses"].shape == (2, 20, 17, 3) and np.isfinite(result["hypotheses"]).all() and result["root"].shape == (20, 3)
+
+
 def test_several_people_and_another_skeleton(run, model, tmp_path):
     write_keypoints(tmp_path / "pair.npz", walk(people=2, skeleton="coco_17"))
     code, _, err = run("sample", tmp_path / "pair.npz", "--model", model, "--out", tmp_path / "out", "--no-picture", "--no-page")

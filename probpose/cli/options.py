@@ -127,9 +127,10 @@ def check_sampler(pipe: Any, settings: dict[str, Any]) -> None:
     if foreign := [_OPTIONS[key] for key in settings if key not in known]:
         allowed = ", ".join(option for key, option in _OPTIONS.items() if key in known)
         raise ValueError(f"{', '.join(foreign)}: not for a {name}, whose sampler has {allowed}")
-    modes = {mode.argument: mode.value for mode in Flip if _takes(pipe, flip=mode.argument)}
-    if "flip" in settings and settings["flip"] not in modes:
-        raise ValueError(f"--flip of a {name} must be one of {', '.join(modes.values())}, got {settings['flip']}")
+    if "flip" in settings:
+        modes = {mode.argument: mode.value for mode in Flip if _takes(pipe, flip=mode.argument)}
+        if settings["flip"] not in modes:
+            raise ValueError(f"--flip of a {name} must be one of {', '.join(modes.values())}, got {settings['flip']}")
     pipe.scheduler.set_timesteps(pipe.settings(**settings).num_inference_steps)
 
 

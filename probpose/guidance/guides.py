@@ -92,7 +92,7 @@ class GaussNewtonGuide:
     It looks for the minimum of E(x) + ‖x - x̂‖² / (2 r²), x̂ being the prediction and r its uncertainty: with r_d the spread of the data,
     noise of level σ leaves `r = trust · σ r_d / √(σ² + r_d²)`. If E is a negative log-likelihood, that is the most likely motion given the
     prediction and the observation, as in pseudo-inverse guidance (Song et al., ICLR 2023), so that nothing has to be tuned to the camera's
-    distance or the number of cameras. Steps that do not help are taken back.
+    distance or the number of cameras. Steps that do not help are shortened (of the last nothing is known).
 
     Args:
         substeps: steps at each timestep.

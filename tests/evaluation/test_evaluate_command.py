@@ -102,6 +102,16 @@ def test_a_pipeline_with_a_lifter(run_command, folder, tiny_diffpose):
     assert code == 2 and err.splitlines()[-1] == f"probpose: {message}"
 
 
+def test_a_pipeline_that_guides_a_prior(run_command, folder, tiny_platypose):
+    words = ["evaluate", tiny_platypose, "--data", folder / "motions.npz", "--every", 3]
+    code, out, err = run_command(*words, "-k", 2, "--steps", 2)
+    assert code == 0, err
+    assert "2 hypotheses, 2 steps" in out
+    code, _, err = run_command(*words, "--flip", "off")
+    message = "--flip: not for a PlatyposePipeline, whose sampler has --num-hypotheses, --steps"
+    assert code == 2 and err.splitlines()[-1] == f"probpose: {message}"
+
+
 def test_quirks_are_explained(run):
     code, out, _ = run("--list-quirks", data=None)
     assert code == 0 and all(name in out for name in QUIRKS) and "h36m, h36m-p1" in out

@@ -239,3 +239,10 @@ def test_a_prior_is_given_no_keypoints(pipe):
     assert isinstance(pipe.denoiser, MotionPriorModel)
     with pytest.raises(ValueError, match="sees no 2D: keypoints_2d and confidence must be None; PlatyposePipeline guides"):
         pipe.denoiser(KEYPOINTS, NOISE[:, 0], 3)
+
+
+def test_what_goes_with_a_tilt_that_is_estimated(pipe):
+    with pytest.raises(ValueError, match="estimate_tilt is for one camera and a prior in world axes"):
+        pipe(KEYPOINTS, image_size=IMAGE, estimate_tilt=True)
+    with pytest.raises(ValueError, match="estimate_tilt needs the root to be estimated: pass a root or estimate_tilt=True, not both"):
+        platypose_pipeline("world")(KEYPOINTS, image_size=IMAGE, estimate_tilt=True, root=PLACE)

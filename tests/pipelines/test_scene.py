@@ -10,7 +10,8 @@ from tiny_pipelines import walk as posed
 
 from probpose.geometry import Camera
 from probpose.guidance import GaussNewtonGuide
-from probpose.pipelines.scene import CANONICAL, Scene, check_guidance
+from probpose.pipelines.scene import CANONICAL, Scene, check_guidance, tilted, with_bones
+from probpose.skeletons import bone_lengths, get_skeleton
 
 LENS = Camera(CANONICAL[:2], CANONICAL[2:], slope_limit=math.inf)
 
@@ -47,8 +48,9 @@ def scene_of(motion, lenses, confidence=None):
 
 def test_the_scene_is_in_the_worlds_axes_if_a_camera_says_where_it_stands():
     assert Scene([Scene.behind_canonical_lens(STUDIO[0])], [], []).in_world
-    half = Camera([900.0, 900.0], [500.0, 500.0], rotation=torch.eye(3))
-    for camera in (None, Camera.from_image_size(1920, 1080), half):
+    half = Scene.behind_canonical_lens(Camera([900.0, 900.0], [500.0, 500.0], rotation=torch.eye(3).expand(2, 3, 3)))
+    assert Scene([half], [], []).in_world and torch.equal(half.translation, torch.zeros(2, 3))
+    for camera in (None, Camera.from_image_size(1920, 1080)):
         lens = Scene.behind_canonical_lens(camera)
         scene = Scene([lens], [], [])
         assert not scene.in_world and lens.focal.tolist() == pytest.approx(CANONICAL[:2])
@@ -212,6 +214,62 @@ def test_the_focal_length_of_a_clip_does_not_depend_on_the_others():
     assert scene.focal_factor[0] == 1, "nothing was observed"
     same(scene.focal_factor[1], refocused(1.3)[0].focal_factor[1])
     assert refocused(1.3, confidence=torch.zeros(2, 7, 17))[0].focal_factor.tolist() == [1, 1]
+
+
+# The tilt
+
+
+def test_tilted_cameras():
+    level, down = tilted(torch.tensor([0.0, 0.3]))
+    same(level, torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]]))
+    same(down @ down.T, torch.eye(3))
+    assert down.det() > 0 and down[2].tolist() == pytest.approx([0, math.cos(0.3), -math.sin(0.3)])
+
+
+def retilted(people, pitch, confidence=None):
+    """The scene after people in known poses, seen from the origin by a camera that looks down by `pitch`, were looked at."""
+    camera = Camera(LENS.focal, LENS.centre, rotation=tilted(torch.tensor(pitch)), translation=torch.zeros(3), slope_limit=math.inf)
+    keypoints = filmed(people + torch.tensor([0.0, 5.0, -1.0]), [camera])
+    level = Scene.behind_canonical_lens(Camera([900.0, 900.0], [500.0, 500.0], rotation=tilted(torch.tensor(0.0))))
+    scene = Scene([level], keypoints, [torch.ones(keypoints[0].shape[:-1]) if confidence is None else confidence])
+    scene.retilt((people - people[:, :, :1])[:, None].expand(-1, 3, -1, -1, -1), 0.01)
+    return scene
+
+
+@pytest.mark.parametrize("pitch", [-0.2, 0.0, 0.3])
+def test_the_tilt_of_known_poses(people, pitch):
+    scene = retilted(people, pitch)
+    forward = scene.cameras[0].rotation[:, 2]
+    assert torch.asin(-forward[:, 2]).tolist() == pytest.approx([pitch] * 2, abs=0.03)
+    assert scene.in_world and torch.equal(scene.cameras[0].translation, torch.zeros(2, 3))
+
+
+def test_the_tilt_of_a_clip_does_not_depend_on_the_others(people):
+    confidence = torch.ones(2, 6, 17)
+    confidence[0] = 0
+    rotation = retilted(people, 0.3, confidence).cameras[0].rotation
+    same(rotation[0], tilted(torch.tensor(0.0)), atol=0)
+    same(rotation[1], retilted(people, 0.3).cameras[0].rotation[1])
+    same(rotation[1:], retilted(people[1:], 0.3).cameras[0].rotation)
+
+
+# Bones
+
+
+def test_bones_come_by_a_share_of_the_way_to_given_lengths():
+    skeleton, poses = get_skeleton("h36m_17"), 0.3 * draw(2, 3, 4, 17, 3)
+    bones, lengths = skeleton.bones, torch.linspace(0.1, 0.5, len(skeleton.bones))
+    own = bone_lengths(poses, skeleton)
+    for share in (0.0, 0.25, 1.0):
+        sized = with_bones(poses, bones, lengths, share)
+        same(bone_lengths(sized, skeleton), (1 - share) * own + share * lengths)
+        same(sized[..., 0, :], poses[..., 0, :], atol=0)
+        for parent, child in bones:
+            before, after = (torch.nn.functional.normalize(p[..., child, :] - p[..., parent, :], dim=-1) for p in (poses, sized))
+            same(after, before)
+        if share == 0:
+            same(sized, poses)
+    same(with_bones(poses, bones[::-1], lengths.flip(0), 0.5), with_bones(poses, bones, lengths, 0.5))  # in any order
 
 
 # Guidance
