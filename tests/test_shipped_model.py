@@ -1,5 +1,6 @@
 """The bundled model: it is small, it loads, and it keeps its promises on real motion that it has not seen."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ def measure(pipe, benchmark, **settings):
     return evaluate(pipe, benchmark, **settings)
 
 
-@pytest.mark.parametrize(("name", "megabytes"), [("d3dp-mocap17", 12), ("diffpose-mocap17", 16)])
+@pytest.mark.parametrize(("name", "megabytes"), [("d3dp-mocap17", 12), ("diffpose-mocap17", 16), ("platypose-mocap17", 16)])
 def test_it_is_bundled_small_and_described(name, megabytes):
     assert name in list_bundled_models() and bundled_model("no-such-model") is None
     folder = bundled_model(name)
@@ -164,3 +165,25 @@ def test_uncertain_keypoints_make_uncertain_diffpose_hypotheses(diffpose, benchm
         out = diffpose(clip.keypoints_2d[:30], trust, generator=torch.Generator().manual_seed(0), **call)
         spread.append(out.uncertainty[:, right_arm].mean().item())
     assert spread[1] > 1.1 * spread[0]
+
+
+def test_platypose_needs_no_pairs_but_gains_by_every_camera(benchmark):
+    """Two cameras at least halve the error of one, and nothing comes from the ground truth."""
+    pipe = ProbPosePipeline.from_pretrained(bundled_model("platypose-mocap17"))
+    pipe.set_progress_bar_config(disable=True)
+    clip = next(clip for clip in benchmark if "walking" in clip.name)
+    frames = slice(0, 24)
+    truth = clip.positions_camera[frames]
+    world = clip.camera.to_world(truth)
+    quarter = torch.tensor([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])  # about the vertical through the person
+    middle = world[:, 0].mean(0) * torch.tensor([1.0, 1.0, 0.0])
+    side = replace(clip.camera, rotation=clip.camera.rotation @ quarter, translation=clip.camera.to_camera(middle - quarter @ middle))
+    seen = side.project(side.to_camera(world)) + 3 * torch.randn(len(truth), 17, 2, generator=torch.Generator().manual_seed(0))
+    errors = []
+    for count in (1, 2):
+        out = pipe(
+            [clip.keypoints_2d[frames], seen][:count], [clip.confidence[frames], torch.full(seen.shape[:-1], 0.9)][:count],
+            cameras=[clip.camera, side][:count], num_hypotheses=4, generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
+        errors.append(1000 * mpjpe(out.pose, truth - truth[:, :1]).item())
+    assert errors[0] < 90 and errors[1] < 0.5 * errors[0], errors
