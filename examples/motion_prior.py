@@ -63,7 +63,6 @@ LEFT_OUT = 0.2
 """Share of the steps, the noisiest, that are left out where something is known: it hardly shows through so much noise, and what is decided
 there (which way to face, what the arms are up to) is seldom revised. Where nothing is known, those steps are needed."""
 
-
 INK, TRUE, COLOURS = "#111111", "#8C8C8C", ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 import probpose.models
 import probpose.schedulers
 from probpose.pipelines import PlatyposePipeline, ProbPosePipeline
-from probpose.skeletons import bone_lengths
 from probpose.schedulers import EnergyGuidedDDIMScheduler
+from probpose.skeletons import bone_lengths
 
 from .config import PriorConfig
 from .loop import build_component

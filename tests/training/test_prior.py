@@ -288,6 +288,14 @@ def test_recipes_that_fit_no_network_or_data(recipe, tmp_path, changes, message)
     assert not (tmp_path / "run").exists()
 
 
+def test_the_prior_knows_how_large_people_are(recipe):
+    trainer = trainer_of(recipe())
+    lengths = trainer.network.config.bone_lengths
+    assert len(lengths) == 16 and 0.38 < lengths[1] < 0.48 and 0.2 < lengths[6] < 0.3  # thigh and spine of the figure that walks
+    pipe = ProbPosePipeline.from_pretrained(trainer.train())
+    assert pipe.denoiser.config.bone_lengths == lengths
+
+
 def test_the_windows_are_the_prior_s(recipe):
     assert trainer_of(recipe(CAMERA, {"data.num_frames": 5})).training_windows.num_frames == 5
     world, camera = (trainer_of(recipe(layout)).training_windows for layout in (PUBLISHED, CAMERA))

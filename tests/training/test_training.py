@@ -25,6 +25,8 @@ from probpose.training import (
     DiffPoseTrainer,
     LifterConfig,
     LifterTrainer,
+    PriorConfig,
+    PriorTrainer,
     Trainer,
     TrainingConfig,
     load_data_section,
@@ -372,7 +374,13 @@ def test_the_recipes_of_the_examples_are_valid(path, tmp_path, monkeypatch):
         assert Path(config.lifter) == Path(lifter.output_dir, f"checkpoint-{lifter.optim.steps}", "pipeline")
         build_component(probpose.models, lifter.lifter, "lifter").save_pretrained(tmp_path / "lifter")
         config.lifter = str(tmp_path / "lifter")
-    kinds = {TrainingConfig: Trainer, LifterConfig: LifterTrainer, DiffPoseConfig: DiffPoseTrainer, AggregatorConfig: AggregatorTrainer}
+    kinds = {
+        TrainingConfig: Trainer,
+        LifterConfig: LifterTrainer,
+        DiffPoseConfig: DiffPoseTrainer,
+        PriorConfig: PriorTrainer,
+        AggregatorConfig: AggregatorTrainer,
+    }
     trainer = kinds[type(config)](config)
     pipe = getattr(trainer, "pipe", trainer)
     windowed = getattr(pipe, "lifter", None) or getattr(pipe, "denoiser", None) or trainer.network
