@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import math
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -62,14 +61,6 @@ class Run:
         return [str(self.cameras), *(["default"] * 3 if guide is None else map(str, (guide.spread, guide.trust, guide.substeps)))]
 
 
-def turned(camera: Camera, degrees: float, place: Tensor) -> Camera:
-    """The camera carried around the vertical (world z) through a place `(3,)` in the world."""
-    angle = math.radians(degrees)
-    turn = torch.tensor([[math.cos(angle), -math.sin(angle), 0.0], [math.sin(angle), math.cos(angle), 0.0], [0.0, 0.0, 1.0]])
-    rotation = camera.rotation @ turn.mT
-    return replace(camera, rotation=rotation, translation=camera.rotation @ place + camera.translation - rotation @ place)
-
-
 def detected(camera: Camera, world: Tensor, generator: torch.Generator) -> Tensor:
     """Pixels `(frames, joints, 2)` of joints in the world, as a detector might find them."""
     wrong = torch.rand(world.shape[:-1], generator=generator) < OUTLIERS
@@ -81,7 +72,7 @@ def further_views(clip: PoseClip, seed: int) -> tuple[list[Camera], list[Tensor]
     """Cameras, and their keypoints `(frames, joints, 2)`, to go with the clip's own."""
     generator = torch.Generator().manual_seed(seed)
     world = clip.camera.to_world(clip.positions_camera)
-    cameras = [turned(clip.camera, degrees, world.mean((0, 1))) for degrees in ANGLES[1:]]
+    cameras = [clip.camera.carried_around(world.mean((0, 1)), degrees) for degrees in ANGLES[1:]]
     return cameras, [detected(camera, world, generator) for camera in cameras]
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
 import sys
 import time
 from collections.abc import Iterator
@@ -125,7 +124,7 @@ def views(clip: PoseClip, first: int, frames: int, count: int) -> list[PoseClip]
     world = clip.camera.to_world(clip.positions_camera)
     seen = []
     for number, degrees in enumerate(ANGLES[:count]):
-        camera = turned(clip.camera, degrees, world[first : first + frames].mean((0, 1)))
+        camera = clip.camera.carried_around(world[first : first + frames].mean((0, 1)), degrees)
         positions = camera.to_camera(world)
         shift = number * len(clip) // len(ANGLES)
         keypoints, confidence = camera.project(positions) + errors.roll(shift, 0), clip.confidence.roll(shift, 0)
@@ -138,14 +137,6 @@ def cut(clip: PoseClip, first: int, frames: int) -> PoseClip:
     part = slice(first, first + frames)
     names = ("keypoints_2d", "confidence", "positions_camera")
     return replace(clip, **{name: getattr(clip, name)[part] for name in names}, valid=None)
-
-
-def turned(camera: Camera, degrees: float, place: Tensor) -> Camera:
-    """The camera carried around the vertical (world z) through a place `(3,)` in the world."""
-    angle = math.radians(degrees)
-    turn = torch.tensor([[math.cos(angle), -math.sin(angle), 0.0], [math.sin(angle), math.cos(angle), 0.0], [0.0, 0.0, 1.0]])
-    rotation = camera.rotation @ turn.mT
-    return replace(camera, rotation=rotation, translation=camera.rotation @ place + camera.translation - rotation @ place)
 
 
 def spoiled(view: PoseClip, kind: str, generator: torch.Generator) -> PoseClip:

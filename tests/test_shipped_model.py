@@ -1,6 +1,5 @@
 """The bundled model: it is small, it loads, and it keeps its promises on real motion that it has not seen."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -175,9 +174,7 @@ def test_platypose_needs_no_pairs_but_gains_by_every_camera(benchmark):
     frames = slice(0, 24)
     truth = clip.positions_camera[frames]
     world = clip.camera.to_world(truth)
-    quarter = torch.tensor([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])  # about the vertical through the person
-    middle = world[:, 0].mean(0) * torch.tensor([1.0, 1.0, 0.0])
-    side = replace(clip.camera, rotation=clip.camera.rotation @ quarter, translation=clip.camera.to_camera(middle - quarter @ middle))
+    side = clip.camera.carried_around(world.mean((0, 1)), 90)
     seen = side.project(side.to_camera(world)) + 3 * torch.randn(len(truth), 17, 2, generator=torch.Generator().manual_seed(0))
     errors = []
     for count in (1, 2):
@@ -185,5 +182,5 @@ def test_platypose_needs_no_pairs_but_gains_by_every_camera(benchmark):
             [clip.keypoints_2d[frames], seen][:count], [clip.confidence[frames], torch.full(seen.shape[:-1], 0.9)][:count],
             cameras=[clip.camera, side][:count], num_hypotheses=4, generator=torch.Generator().manual_seed(0),
         )  # fmt: skip
-        errors.append(1000 * mpjpe(out.pose, truth - truth[:, :1]).item())
-    assert errors[0] < 90 and errors[1] < 0.5 * errors[0], errors
+        errors.append(mpjpe(out.pose, truth - truth[:, :1]))
+    assert errors[0] < 120 and errors[1] < 0.3 * errors[0], errors

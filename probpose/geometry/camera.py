@@ -201,6 +201,19 @@ class Camera:
         rotation = rotation.reshape(*rotation.shape[:-2], *[1] * (points.ndim - rotation.ndim + 1), 3, 3)
         return rotation, _aligned(self.translation, points)
 
+    def carried_around(self, place: Tensor, degrees: float) -> Camera:
+        """The camera after a walk around the vertical (world z) through a place `(3,)` in the world, which it sees as before.
+
+        Raises:
+            ValueError: a camera without rotation and translation.
+        """
+        if self.rotation is None or self.translation is None:
+            raise ValueError("this camera has no rotation and translation: nothing says where it stands")
+        cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+        rotation = self.rotation @ self.rotation.new_tensor([[cos, sin, 0.0], [-sin, cos, 0.0], [0.0, 0.0, 1.0]])
+        place = place.to(rotation)
+        return replace(self, rotation=rotation, translation=self.rotation @ place + self.translation - rotation @ place)
+
     def normalised(self) -> Camera:
         """The same camera in screen units: both axes divided by half the image *width* (see `normalise_screen`).
 

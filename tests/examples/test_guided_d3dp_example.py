@@ -27,13 +27,13 @@ def test_cameras_stand_around_the_person(script):
     place = world.mean((0, 1))
     centre = lambda camera: camera.to_world(torch.zeros(3))  # noqa: E731
     for degrees in (90, 180, 270):
-        camera = script.turned(clip.camera, degrees, place)
+        camera = clip.camera.carried_around(place, degrees)
         torch.testing.assert_close(camera.to_camera(place), clip.camera.to_camera(place), atol=1e-4, rtol=0)
         assert centre(camera)[2] == pytest.approx(centre(clip.camera)[2].item(), abs=1e-3)
         own, other = ((centre(c) - place)[:2] for c in (clip.camera, camera))
         angle = torch.rad2deg(torch.atan2(own[0] * other[1] - own[1] * other[0], own @ other))
         assert angle.item() % 360 == pytest.approx(degrees, abs=0.01)
-    back = script.turned(script.turned(clip.camera, 90, place), 270, place)
+    back = clip.camera.carried_around(place, 90).carried_around(place, 270)
     torch.testing.assert_close(back.to_camera(world), clip.positions_camera, atol=1e-4, rtol=0)
 
 
