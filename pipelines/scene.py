@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probpose.geometry import SCREEN_FOCAL, Camera, detection_sigma, estimate_root
+from probpose.geometry import SCREEN_FOCAL, Camera, detection_sigma, estimate_root, rotation_looking_along
 from probpose.guidance import Energy, ReprojectionEnergy
 
 CANONICAL = (SCREEN_FOCAL, SCREEN_FOCAL, 0.0, 0.0)
@@ -229,9 +229,7 @@ def with_bones(pose: Tensor, bones: Sequence[tuple[int, int]], lengths: Tensor, 
 
 def tilted(pitch: Tensor) -> Tensor:
     """World-to-camera rotations `(..., 3, 3)` of cameras that look down by an angle `(...)` in radians, along the world's y axis."""
-    zero, cos, sin = torch.zeros_like(pitch), pitch.cos(), pitch.sin()
-    rows = [zero + 1, zero, zero, zero, -sin, -cos, zero, cos, -sin]
-    return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
+    return rotation_looking_along(torch.stack([torch.zeros_like(pitch), pitch.cos(), -pitch.sin()], dim=-1))
 
 
 def _of_clips(camera: Camera, clips: Tensor) -> Camera:
