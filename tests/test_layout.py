@@ -17,6 +17,7 @@ FLOORS = {
     "probpose.metrics": 1,
     "probpose.models": 2,
     "probpose.schedulers": 2,
+    "probpose.adaptation": 2,
     "probpose.aggregation": 2,
     "probpose.calibration": 2,
     "probpose.data": 2,
