@@ -19,12 +19,15 @@ from torch import Tensor
 from .convert_d3dp import convert_d3dp
 from .convert_diffpose import convert_diffpose, convert_diffpose_lifter
 from .convert_platypose import convert_platypose
+from .convert_posynda import convert_posynda, convert_posynda_refiner
 
 CONVERTERS: dict[str, Callable[[Mapping[str, Any], dict[str, Any]], ModelMixin]] = {
     "d3dp": convert_d3dp,
     "diffpose": convert_diffpose,
     "diffpose_lifter": convert_diffpose_lifter,
     "platypose": convert_platypose,
+    "posynda": convert_posynda,
+    "posynda_refiner": convert_posynda_refiner,
 }
 
 
@@ -39,7 +42,8 @@ def convert_original(system: str, state_dict: Mapping[str, Any] | Sequence[Any],
             attention heads, the skeleton, ...) is taken from here, and from the published defaults otherwise.
 
     Returns:
-        The model in eval mode, float32.
+        The model in eval mode, float32. PoSynDA's has its low-rank adapter attached, which `fuse_lora()` puts into the
+        weights and `disable_adapters()` turns off.
 
     Raises:
         ValueError: an unknown system or config field, or weights that do not fit the model; names every key that is
@@ -63,7 +67,7 @@ def load_original_state_dict(path: str | Path, ema: bool = False) -> dict[str, T
 
     Returns:
         The weights; those under `model_pos`, or those that a list begins with, where the file holds a whole training
-        checkpoint.
+        checkpoint. Those under `model_weight`, PoSynDA's second network, come along with that before their names.
 
     Raises:
         FileNotFoundError: no such file.
@@ -137,5 +141,7 @@ def _weights_of(checkpoint: Any, source: str, ema: bool = False) -> Mapping[str,
         if len(parts) < 5 or not isinstance(parts[4], Mapping):
             raise ValueError(f"{source} holds no moving average of the weights")
         return parts[4]
-    weights = parts[0].get("model_pos")
+    weights, second = parts[0].get("model_pos"), parts[0].get("model_weight")
+    if isinstance(weights, Mapping) and isinstance(second, Mapping):
+        return {**weights, **{f"model_weight.{key}": value for key, value in second.items()}}
     return weights if isinstance(weights, Mapping) else parts[0]

@@ -20,6 +20,7 @@ from probpose.aggregation import AGGREGATORS, get_aggregator
 from probpose.geometry import Camera, check_image_size, normalise_screen, reexpress_keypoints, root_of_hypotheses
 from probpose.skeletons import convert_with_confidence, get_skeleton
 
+from .adapters import AdapterPipelineMixin
 from .pipeline_output import ProbPosePipelineOutput
 
 
@@ -46,7 +47,7 @@ class PreparedInputs:
     batched: bool
 
 
-class ProbPosePipeline(DiffusionPipeline):
+class ProbPosePipeline(AdapterPipelineMixin, DiffusionPipeline):
     """Base class. `ProbPosePipeline.from_pretrained` returns the pipeline class that the saved folder names.
 
     A subclass registers a `denoiser` and implements `__call__` out of the steps below: `prepare_inputs`, its own sampling,

@@ -12,10 +12,10 @@ from .options import Overwrite, app, epilog
 
 
 class Parts(NamedTuple):
-    """What a system's checkpoint is completed with: names in probpose.pipelines and probpose.schedulers."""
+    """What a system's checkpoint is completed with: names in probpose.pipelines and probpose.schedulers; None for a network alone."""
 
-    pipeline: str
-    scheduler: str
+    pipeline: str | None
+    scheduler: str | None
     needs_lifter: bool = False
 
 
@@ -23,6 +23,8 @@ PARTS = {
     "d3dp": Parts("D3DPPipeline", "D3DPScheduler"),
     "diffpose": Parts("DiffPosePipeline", "GMMScheduler", needs_lifter=True),
     "platypose": Parts("PlatyposePipeline", "EnergyGuidedDDIMScheduler"),
+    "posynda": Parts("D3DPPipeline", "D3DPScheduler"),
+    "posynda_refiner": Parts(None, None),
 }
 
 
@@ -33,19 +35,21 @@ PARTS = {
         "probpose convert diffpose diffpose_uvxyz_cpn.pth models/diffpose --lifter gcn_xyz_cpn.pth",
         "probpose convert diffpose diffpose_video_uvxyz_cpn.pth models/diffpose-video --lifter mixste_cpn_243f.bin",
         "probpose convert platypose MDM_H36m_256_frames_50_steps_dynamic.pt models/platypose-h36m",
+        "probpose convert posynda best_epoch.bin models/posynda --set skeleton=mpi_inf_3dhp_17",
+        "probpose convert posynda_refiner best_epoch.bin models/posynda-refiner",
     )
 )
 def convert(
     system: Annotated[str, typer.Argument(help=f"Published system: {', '.join(PARTS)}.")],
     checkpoint: Annotated[Path, typer.Argument(help="Original weights: .safetensors, .bin, .pt, .pth. Pickled code is never run.")],
-    out: Annotated[Path, typer.Argument(help="Folder for the pipeline.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the pipeline; of posynda_refiner, for the network.")],
     settings: Annotated[list[str] | None, typer.Option("--set", help="FIELD=VALUE of the config that the weights do not tell.")] = None,
     lifter: Annotated[Path | None, typer.Option(help="diffpose: original weights of the lifter, single frames or MixSTE.")] = None,
     lifter_settings: Annotated[list[str] | None, typer.Option("--set-lifter", help="As --set, for the lifter.")] = None,
     ema: Annotated[bool, typer.Option("--ema", help="Take the moving average that DiffPose's checkpoints carry along.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Turn an original research checkpoint into a pipeline folder."""
+    """Turn an original research checkpoint into a pipeline folder. Low-rank adapters stand beside the pipeline that they are for."""
     from probpose import pipelines, schedulers
     from probpose.files import replacing
     from probpose.hub import convert_original, load_original_state_dict
@@ -62,18 +66,32 @@ def convert(
     if not parts.needs_lifter and (lifter is not None or lifter_settings):
         raise ValueError(f"{system} has no lifter: --lifter and --set-lifter are for other systems")
 
-    components = {
-        "denoiser": convert_original(system, load_original_state_dict(checkpoint, ema=ema), **_config(settings, "--set")),
-        "scheduler": getattr(schedulers, parts.scheduler)(),
-    }
+    network = convert_original(system, load_original_state_dict(checkpoint, ema=ema), **_config(settings, "--set"))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if parts.pipeline is None:
+        with replacing(out, overwrite) as unfinished:
+            network.save_pretrained(unfinished)
+        typer.echo(_summary(out, network))
+        return
+    components = {"denoiser": network, "scheduler": getattr(schedulers, parts.scheduler)()}
     if lifter is not None:
         components["lifter"] = _convert_lifter(lifter, _config(lifter_settings, "--set-lifter"))
-    out.parent.mkdir(parents=True, exist_ok=True)
+    pipe = getattr(pipelines, parts.pipeline)(**components)
+    adapters = pipe.get_list_adapters()
     with replacing(out, overwrite) as unfinished:
-        getattr(pipelines, parts.pipeline)(**components).save_pretrained(unfinished)
+        if adapters:
+            pipe.save_lora_weights(unfinished)
+            pipe.unload_lora_weights()
+        pipe.save_pretrained(unfinished)
     for name in ("denoiser", "lifter"):
-        if model := components.get(name):
-            typer.echo(f"{out / name}: {type(model).__name__}, {sum(p.numel() for p in model.parameters()):,} parameters")
+        if name in components:
+            typer.echo(_summary(out / name, components[name]))
+    if adapters:
+        typer.echo(f"{out}: adapter of the denoiser, which pipe.load_lora_weights({str(out)!r}) attaches")
+
+
+def _summary(folder: Path, network: Any) -> str:
+    return f"{folder}: {type(network).__name__}, {sum(p.numel() for p in network.parameters()):,} parameters"
 
 
 def _config(settings: list[str] | None, option: str) -> dict[str, Any]:

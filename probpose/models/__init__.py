@@ -2,12 +2,14 @@
 
 from diffusers.models.modeling_utils import ModelMixin  # diffusers finds the loader of a component by this name
 
+from .adapters import AdapterMixin
 from .attention_aggregator import AttentionAggregator, AttentionAggregatorOutput
 from .frame_transformer import FrameTransformerModel
 from .graformer import GraFormerDenoiser, GraFormerLifter
 from .mixste import MixSTEModel
 from .motion_prior import MotionPriorModel
 from .outputs import PoseModelOutput
+from .pose_refiner import PoseRefiner
 
 # A saved pipeline names its components by this public module, so that moving a file never breaks a checkpoint.
 for _public in (
@@ -19,10 +21,12 @@ for _public in (
     MixSTEModel,
     MotionPriorModel,
     PoseModelOutput,
+    PoseRefiner,
 ):
     _public.__module__ = __name__
 
 __all__ = [
+    "AdapterMixin",
     "AttentionAggregator",
     "AttentionAggregatorOutput",
     "FrameTransformerModel",
@@ -32,4 +36,5 @@ __all__ = [
     "ModelMixin",
     "MotionPriorModel",
     "PoseModelOutput",
+    "PoseRefiner",
 ]

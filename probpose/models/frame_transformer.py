@@ -19,13 +19,14 @@ from torch import Tensor, nn
 
 from probpose.geometry import rotation_between_z_and
 
+from .adapters import AdapterMixin
 from .attention import AttentionBackendMixin
 from .embeddings import TimestepEmbedding, rotary_table
 from .layers import TransformerBlock
 from .outputs import PoseModelOutput
 
 
-class FrameTransformerModel(AttentionBackendMixin, ModelMixin, ConfigMixin):
+class FrameTransformerModel(AttentionBackendMixin, AdapterMixin, ModelMixin, ConfigMixin):
     """Denoiser or lifter with one token per frame.
 
     Args:
@@ -41,6 +42,8 @@ class FrameTransformerModel(AttentionBackendMixin, ModelMixin, ConfigMixin):
         any_length: whether the model was trained on shorter windows, too; otherwise a pipeline pads short clips to `num_frames`.
         fps: frame rate of the training windows, or None.
     """
+
+    adapter_modules = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 
     @register_to_config
     def __init__(

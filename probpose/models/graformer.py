@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from probpose.skeletons import get_skeleton
 
+from .adapters import AdapterMixin
 from .attention import AttentionBackendMixin, SelfAttention
 from .embeddings import TimestepEmbedding
 from .outputs import PoseModelOutput
 
 CONTEXT_LEVELS = ("joint", "frame")
+_ADAPTER_MODULES = ("attn.qkv", "attn.proj", "graph_net.linear_1", "graph_net.linear_2")
 
 
 def bone_graph(num_joints: int, skeleton: str, edges: list[tuple[int, int]] | None = None) -> Tensor:
@@ -198,7 +200,7 @@ def _key_mask(joint_mask: Tensor | None, batch: int, hypotheses: int, frames: in
     return joint_mask[:, None].expand(-1, hypotheses, -1, -1).reshape(-1, 1, 1, joints)
 
 
-class GraFormerDenoiser(AttentionBackendMixin, ModelMixin, ConfigMixin):
+class GraFormerDenoiser(AttentionBackendMixin, AdapterMixin, ModelMixin, ConfigMixin):
     """DiffPose's denoiser (GCNdiff): noisy `uvxyz` and a timestep in, a prediction of the same five channels out.
 
     What is predicted is the scheduler's business (published: the scaled noise). Defaults are the published network.
@@ -215,6 +217,8 @@ class GraFormerDenoiser(AttentionBackendMixin, ModelMixin, ConfigMixin):
         edges: bones as joint pairs; default the skeleton's.
         canonical_camera, skeleton, root_index, fps: as in the other models.
     """
+
+    adapter_modules = _ADAPTER_MODULES
 
     @register_to_config
     def __init__(
@@ -322,13 +326,15 @@ class GraFormerDenoiser(AttentionBackendMixin, ModelMixin, ConfigMixin):
         return projected.expand(-1, hypotheses, -1, -1, -1).flatten(0, 2)
 
 
-class GraFormerLifter(AttentionBackendMixin, ModelMixin, ConfigMixin):
+class GraFormerLifter(AttentionBackendMixin, AdapterMixin, ModelMixin, ConfigMixin):
     """DiffPose's lifter (GCNpose): 2D in, 3D out, one frame at a time. Defaults are the published network.
 
     Args:
         num_joints, width, depth, num_attention_heads, chebyshev_order: as in `GraFormerDenoiser`, and so are the others:
         dropout, attention_dropout, graph_dropout, tie_initialisation, edges, canonical_camera, skeleton, root_index, fps.
     """
+
+    adapter_modules = _ADAPTER_MODULES
 
     @register_to_config
     def __init__(

@@ -14,13 +14,14 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from .adapters import AdapterMixin, effective_weight
 from .attention import AttentionBackendMixin
 from .embeddings import TimestepEmbedding
 from .layers import TransformerBlock
 from .outputs import PoseModelOutput
 
 
-class MixSTEModel(AttentionBackendMixin, ModelMixin, ConfigMixin):
+class MixSTEModel(AttentionBackendMixin, AdapterMixin, ModelMixin, ConfigMixin):
     """Joint-token denoiser (5 input channels) or plain lifter (2). Defaults are the published D3DP network.
 
     Args:
@@ -45,6 +46,7 @@ class MixSTEModel(AttentionBackendMixin, ModelMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = True
+    adapter_modules = ("attn.qkv", "attn.proj")
 
     @register_to_config
     def __init__(
@@ -118,7 +120,7 @@ class MixSTEModel(AttentionBackendMixin, ModelMixin, ConfigMixin):
             ValueError: inputs that are missing, superfluous, or of a shape that does not fit the model.
         """
         config = self.config
-        weight, bias = self.joint_embedding.weight, self.joint_embedding.bias
+        weight, bias = effective_weight(self.joint_embedding), self.joint_embedding.bias
         batch = len(keypoints_2d)
         window = (config.num_frames, config.num_joints)
         if keypoints_2d.shape != (batch, *window, 2):

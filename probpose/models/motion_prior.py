@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from probpose.skeletons import get_skeleton
 
+from .adapters import AdapterMixin
 from .attention import AttentionBackendMixin, SelfAttention
 from .embeddings import rotary_table
 from .layers import FeedForward, TransformerBlock
@@ -25,7 +26,7 @@ AXES = ("world", "camera")
 TRAJECTORIES = ("absolute", "relative")
 
 
-class MotionPriorModel(AttentionBackendMixin, ModelMixin, ConfigMixin):
+class MotionPriorModel(AttentionBackendMixin, AdapterMixin, ModelMixin, ConfigMixin):
     """Clean motions from noisy ones, whoever looks at them.
 
     A motion is `(frames, joints, 3)` in metres: every joint relative to the root of its frame, and in the root's own place the root's
@@ -47,6 +48,8 @@ class MotionPriorModel(AttentionBackendMixin, ModelMixin, ConfigMixin):
         bone_lengths: mean lengths of the training bodies' bones in metres, in the skeleton's order, or None. The network has no use for
             them; whoever needs to know how far away a person is has.
     """
+
+    adapter_modules = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 
     @register_to_config
     def __init__(
