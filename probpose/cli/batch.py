@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import warnings
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
@@ -43,6 +41,7 @@ def sample_batch(
         import torch
         from tqdm.auto import tqdm
 
+        from probpose.data.keypoints.recordings import read_quietly
         from probpose.shards import ShardedRun, seed_of
         from probpose.skeletons import get_skeleton
 
@@ -71,7 +70,7 @@ def sample_batch(
         processes.from_main(prepare)
 
         def work(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-            for track in _read_quietly(folder / name, reading):
+            for track in read_quietly(folder / name, **reading):
                 check_size(track, folder / name)
                 person = f"{name}/person{track.track_id}"
                 result = sample_track(pipe, track, torch.Generator().manual_seed(seed_of(seed, person)), settings, **call)
@@ -95,59 +94,16 @@ def sample_batch(
 
 def _find_recordings(folder: Path, out: Path, reading: dict) -> list[str]:
     """Paths of the recordings below a folder, relative to it, in order; tells what was skipped."""
-    recordings: list[Path] = []
-    skipped: list[Path] = []
+    from probpose.data.keypoints.recordings import recordings_below
 
-    def search(place: Path) -> None:
-        for path in sorted(place.iterdir()):
-            if path.resolve() == out.resolve():
-                continue
-            if path.is_dir() and not path.name.startswith("."):
-                recordings.append(path) if _holds_frames(path, reading) else search(path)
-            elif path.suffix.lower() in (".npz", ".npy", ".json", ".jsonl") and not path.name.startswith("."):
-                recordings.append(path)
-            else:
-                skipped.append(path)
-
-    search(folder)
-    names = [[path.relative_to(folder).as_posix() for path in paths] for paths in (recordings, skipped)]
+    found = recordings_below(folder, leave_out=out, **reading)
+    recordings, skipped = ([path.relative_to(folder).as_posix() for path in paths] for paths in found)
     if not recordings:
-        found = f"only {', '.join(names[1][:5])}" if skipped else "nothing"
-        raise ValueError(f"{folder} holds no keypoint recordings, {found}")
+        only = f"only {', '.join(skipped[:5])}" if skipped else "nothing"
+        raise ValueError(f"{folder} holds no keypoint recordings, {only}")
     if skipped:
-        typer.echo(f"skipped {len(skipped)} that are no keypoints: {', '.join(names[1][:5])}{', …' * (len(skipped) > 5)}", err=True)
-    return names[0]
-
-
-def _holds_frames(folder: Path, reading: dict) -> bool:
-    """Whether the files of a folder are the frames of one recording."""
-    names = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    jsons = [name for name in names if name.lower().endswith(".json")]
-    if any(name.endswith("_keypoints.json") for name in jsons):
-        return True  # OpenPose
-    if any(name.lower().endswith((".npz", ".npy", ".jsonl")) for name in names):
-        return False
-    if not jsons:
-        return any(re.search(r"\d.*\.txt$", name) for name in names)  # YOLO labels
-    if len(jsons) == 1:
-        return False
-    for name in jsons:  # the first with a person in it tells
-        try:
-            tracks = _read_quietly(folder / name, reading)
-        except (ValueError, OSError):
-            continue
-        if tracks:
-            return max(map(len, tracks)) == 1
-    return False
-
-
-def _read_quietly(path: Path, reading: dict) -> list[Any]:
-    """The people in a recording; an empty one is nothing to warn of among thousands."""
-    from probpose.data import read_keypoints
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return read_keypoints(path, **reading)
+        typer.echo(f"skipped {len(skipped)} that are no keypoints: {', '.join(skipped[:5])}{', …' * (len(skipped) > 5)}", err=True)
+    return recordings
 
 
 def _check_options(pipe: Any, reading: dict, focal: float | None, settings: dict) -> None:

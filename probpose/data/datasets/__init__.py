@@ -19,6 +19,7 @@ _HOME = {
     "read_mocap17": "mocap17",
     "read_motions": "motions",
     "read_mpi_inf_3dhp": "mpi_inf_3dhp",
+    "recognise_dataset": "registry",
 }
 
 __all__ = sorted(_HOME)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -85,7 +86,9 @@ def load_dataset(path: str | Path, dataset: str | None = None, **options: Any) -
     """
     path = Path(path)
     if dataset is None:
-        dataset = _recognised(path)
+        dataset = recognise_dataset(path)
+        if dataset is None:
+            raise ValueError(f"{path} is of no known data set; looked for\n{_layouts(_READERS)}")
     elif dataset not in _READERS:
         raise ValueError(f"unknown data set {dataset!r}; known are {', '.join(_READERS)}")
     reader = _READERS[dataset]
@@ -101,16 +104,24 @@ def list_datasets() -> dict[str, str]:
     return {name: reader.description for name, reader in _READERS.items()}
 
 
-def _recognised(path: Path) -> str:
+def recognise_dataset(path: str | Path) -> str | None:
+    """Name of the data set whose files are at `path`, None if they are of no known one.
+
+    Raises:
+        FileNotFoundError: nothing at `path`.
+        ValueError: files of several data sets, or an archive that cannot be read.
+    """
+    path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no such file or folder: {path}")
     found = _of_folder(path) if path.is_dir() else _of_file(path)
-    if len(found) == 1:
-        return found[0]
-    layouts = "\n".join(f"  {name}: {_READERS[name].layout}" for name in found or _READERS)
-    if found:
-        raise ValueError(f"{path} holds several data sets; choose one with dataset=\n{layouts}")
-    raise ValueError(f"{path} is of no known data set; looked for\n{layouts}")
+    if len(found) > 1:
+        raise ValueError(f"{path} holds several data sets; choose one with dataset=\n{_layouts(found)}")
+    return found[0] if found else None
+
+
+def _layouts(names: Iterable[str]) -> str:
+    return "\n".join(f"  {name}: {_READERS[name].layout}" for name in names)
 
 
 def _of_file(path: Path) -> list[str]:

@@ -8,7 +8,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 
-from probpose.data.datasets import list_datasets, load_dataset, registry
+from probpose.data.datasets import list_datasets, load_dataset, recognise_dataset, registry
 
 
 def test_names_and_descriptions():
@@ -66,7 +66,7 @@ def test_folders_and_files_are_recognised(tmp_path, file, dataset):
         np.savez(tmp_path / file, data={})
     else:
         (tmp_path / file).touch()
-    assert registry._recognised(tmp_path) == registry._recognised(tmp_path / file) == dataset
+    assert recognise_dataset(tmp_path) == recognise_dataset(tmp_path / file) == dataset
 
 
 def test_several_data_sets_in_one_folder(h36m, humaneva):
@@ -87,6 +87,7 @@ def test_what_is_not_recognised(tmp_path, kind):
     with pytest.raises(ValueError, match="of no known data set; looked for") as caught:
         load_dataset(path)
     assert all(f"\n  {name}: " in str(caught.value) for name in list_datasets())
+    assert recognise_dataset(path) is None
 
 
 def test_unknown_names_and_options(h36m, tmp_path):
