@@ -7,9 +7,12 @@ can be read off a few distances measured where the truth is known (Pierzchlewicz
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
@@ -37,9 +40,11 @@ class Recalibration(ModelMixin, ConfigMixin):
         coverage: share of the cases that lie within `radius`.
         aggregation: aggregator whose pose and uncertainty `radius` is about.
         fitted_with: settings of the sampler that made the hypotheses, for the record.
+        lengths: lengths of clips in frames that have tables of their own, rising, for models that err more on a single frame than within
+            a long clip but are no less sure; between them tables are interpolated over the logarithm of the length. None: one for all.
 
     Raises:
-        ValueError: an unknown mode.
+        ValueError: an unknown mode, or lengths that do not rise from at least 1.
     """
 
     @register_to_config
@@ -52,15 +57,23 @@ class Recalibration(ModelMixin, ConfigMixin):
         coverage: float = 0.9,
         aggregation: str | None = None,
         fitted_with: Mapping[str, Any] | None = None,
+        lengths: Sequence[int] | None = None,
     ):
         super().__init__()
         if mode not in MODES:
             raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
-        self.register_buffer("level", torch.arange(1.0, num_levels + 1).repeat(num_joints, 1) / 100)  # ρ in metres, rising
-        self.register_buffer("scale", torch.ones(num_joints, num_levels))
-        self.register_buffer("knot", torch.linspace(0, 2, num_knots).repeat(num_joints, 1))  # d / ρ, rising
-        self.register_buffer("shape", torch.ones(num_joints, num_knots))
-        self.register_buffer("radius_factor", torch.full((num_joints,), torch.nan))
+        if lengths is not None and not (lengths and lengths[0] >= 1 and all(a < b for a, b in pairwise(lengths))):
+            raise ValueError(f"lengths must rise and begin with at least 1, got {lengths}")
+        leading = () if lengths is None else (len(lengths),)
+        tables = {
+            "level": torch.arange(1.0, num_levels + 1).expand(num_joints, -1) / 100,  # ρ in metres, rising
+            "scale": torch.ones(num_joints, num_levels),
+            "knot": torch.linspace(0, 2, num_knots).expand(num_joints, -1),  # d / ρ, rising
+            "shape": torch.ones(num_joints, num_knots),
+            "radius_factor": torch.full((num_joints,), torch.nan),
+        }
+        for name, table in tables.items():
+            self.register_buffer(name, table.expand(*leading, *table.shape).clone())
 
     def forward(self, hypotheses: Tensor) -> Tensor:
         """Recalibrated hypotheses.
@@ -76,7 +89,8 @@ class Recalibration(ModelMixin, ConfigMixin):
             raise ValueError(f"hypotheses must have shape (..., num_hypotheses, frames, {joints}, 3), got {tuple(hypotheses.shape)}")
         centre = hypothesis_centre(hypotheses.movedim(-4, 0)).unsqueeze(-4)
         offset = hypotheses - centre
-        factor = self._factor(offset.float().norm(dim=-1))  # half precision has no room for squares of millimetres
+        tables = self._tables(hypotheses.shape[-3])
+        factor = _factor(offset.float().norm(dim=-1), tables)  # half precision has no room for squares of millimetres
         return centre + factor[..., None].to(offset) * offset
 
     def radius(self, uncertainty: Tensor) -> Tensor:
@@ -87,21 +101,55 @@ class Recalibration(ModelMixin, ConfigMixin):
         are not covered by that promise.
 
         Args:
-            uncertainty: `(..., joints)` metres, of the pipeline's calibrated call with the aggregator it was fitted for.
+            uncertainty: `(..., frames, joints)` metres, of the pipeline's calibrated call with the aggregator it was fitted for.
         """
-        return self.radius_factor.to(uncertainty) * uncertainty
+        frames = uncertainty.shape[-2] if uncertainty.ndim > 1 else 1
+        return self._tables(frames)["radius_factor"].to(uncertainty) * uncertainty
+
+    def _tables(self, frames: int) -> dict[str, Tensor]:
+        """The tables for clips of this length, `(joints, ...)` each."""
+        tables = {name: buffer for name, buffer in self.named_buffers()}
+        lengths = self.config.lengths
+        if lengths is None:
+            return tables
+        place = np.interp(math.log(frames), [math.log(length) for length in lengths], range(len(lengths)))
+        low = int(place)
+        high = min(low + 1, len(lengths) - 1)
+        return {name: torch.lerp(table[low], table[high], place - low) for name, table in tables.items()}
+
+    def of_length(self, length: int) -> Recalibration:
+        """The recalibration of clips of this length, for any number of frames of theirs."""
+        config = {name: value for name, value in self.config.items() if not name.startswith("_")}
+        one = Recalibration(**{**config, "lengths": None}).to(self.scale)
+        one.load_state_dict(self._tables(length))
+        return one
+
+    def table(self, length: int | None = None) -> dict[str, Tensor]:
+        """What a fit writes to: views of the buffers, those of one of `config.lengths` if there are any.
+
+        Raises:
+            ValueError: a length that has no table of its own.
+        """
+        lengths = self.config.lengths
+        if length is None and lengths is None:
+            return dict(self.named_buffers())
+        if lengths is None or length not in lengths:
+            raise ValueError(f"length must be one of {lengths}, got {length}")
+        return {name: buffer[lengths.index(length)] for name, buffer in self.named_buffers()}
 
     @torch.no_grad()
-    def fit(self, hypotheses: Tensor, target: Tensor) -> Recalibration:
+    def fit(self, hypotheses: Tensor, target: Tensor, length: int | None = None) -> Recalibration:
         """Fit the factors; best on motions that the model was not trained on.
 
         Args:
             hypotheses: `(num_hypotheses, cases, joints, 3)` metres: frames of many clips, as many hypotheses as will be used later on.
             target: `(cases, joints, 3)`.
+            length: of the clips that the cases are frames of, one of `config.lengths` if there are any.
 
         Raises:
-            ValueError: shapes that do not fit, fewer than two hypotheses, or fewer than `FEWEST_CASES`.
+            ValueError: shapes that do not fit, fewer than two hypotheses, fewer than `FEWEST_CASES`, or another length.
         """
+        table = self.table(length)
         shape = (*target.shape[:1], self.config.num_joints, 3)
         if hypotheses.ndim != 4 or hypotheses.shape[1:] != shape or target.shape != shape:
             raise ValueError(
@@ -118,40 +166,40 @@ class Recalibration(ModelMixin, ConfigMixin):
         mode, config = self.config.mode, self.config
         moving = [j for j in range(config.num_joints) if error[:, j].max() > 1e-6 and spread[:, j].min() > 1e-9]  # the root never does
         if mode == "scale":
-            self.scale[:] = _best_factor(distance[:, :, moving].flatten(1), error[:, moving].flatten())
+            table["scale"][:] = _best_factor(distance[:, :, moving].flatten(1), error[:, moving].flatten())
             return self
         for j in moving:
             if mode == "joint":
-                self.scale[j] = _best_factor(distance[..., j], error[:, j])
+                table["scale"][j] = _best_factor(distance[..., j], error[:, j])
                 continue
             order = spread[:, j].argsort().tensor_split(config.num_levels)
-            self.level[j] = torch.stack([spread[part, j].median() for part in order])
-            self.scale[j] = torch.stack([_best_factor(distance[:, part, j], error[part, j]) for part in order])
+            table["level"][j] = torch.stack([spread[part, j].median() for part in order])
+            table["scale"][j] = torch.stack([_best_factor(distance[:, part, j], error[part, j]) for part in order])
             if mode == "radial":
-                self._fit_shape(j, distance[..., j], error[:, j], spread[:, j])
+                self._fit_shape({name: rows[j : j + 1] for name, rows in table.items()}, distance[..., j], error[:, j], spread[:, j])
         return self
 
-    def _fit_shape(self, joint: int, distance: Tensor, error: Tensor, spread: Tensor) -> None:
-        """Stretch the knots, which sit at the usual places of the sorted distances, until each is exceeded as often as it should be."""
+    def _fit_shape(self, table: dict[str, Tensor], distance: Tensor, error: Tensor, spread: Tensor) -> None:
+        """Stretch a joint's knots, which sit at the usual places of sorted distances, until each is exceeded as often as it should be."""
         count, knots = len(distance), self.config.num_knots
         level = torch.linspace(0, 1, knots, dtype=torch.float64)
         # The nearest and the farthest of so few cannot stand for the very ends of the error's distribution.
         reached = level.clamp(0.5 / count, 1 - 1 / count).to(error)
-        self.knot[joint] = torch.quantile((distance / spread).median(1).values, level.to(distance))
+        table["knot"][0] = torch.quantile((distance / spread).median(1).values, level.to(distance))
         for _ in range(8):
-            factor = self._factor(distance[..., None], slice(joint, joint + 1))[..., 0]
+            factor = _factor(distance[..., None], table)[..., 0]
             moved = torch.quantile(distance * factor, level.to(distance), dim=0)
             stretch = torch.stack([torch.quantile(error / m.clamp_min(1e-6), q) for m, q in zip(moved, reached)])
             # What is farther away stays farther away, and steps are damped, since a knot moves its neighbours' distances as well.
-            place = (self.knot[joint] * self.shape[joint] * stretch.clamp(0.1, 10).sqrt()).cummax(0).values
-            self.shape[joint] = place / self.knot[joint].clamp_min(1e-9)
+            place = (table["knot"][0] * table["shape"][0] * stretch.clamp(0.1, 10).sqrt()).cummax(0).values
+            table["shape"][0] = place / table["knot"][0].clamp_min(1e-9)
 
-    def _factor(self, distance: Tensor, joints: slice = slice(None)) -> Tensor:
-        """Factor for every distance `(..., num_hypotheses, frames, joints)` of these joints."""
-        spread = _root_mean_square(distance, dim=-3).unsqueeze(-3)
-        relative = distance / spread.clamp_min(1e-9)
-        scale = _interpolate(spread, self.level[joints], self.scale[joints])
-        return scale * _interpolate(relative, self.knot[joints], self.shape[joints])
+
+def _factor(distance: Tensor, table: dict[str, Tensor]) -> Tensor:
+    """Factor for every distance `(..., num_hypotheses, frames, joints)`, by tables of as many joints."""
+    spread = _root_mean_square(distance, dim=-3).unsqueeze(-3)
+    relative = distance / spread.clamp_min(1e-9)
+    return _interpolate(spread, table["level"], table["scale"]) * _interpolate(relative, table["knot"], table["shape"])
 
 
 def _root_mean_square(distance: Tensor, dim: int = 0) -> Tensor:

@@ -178,9 +178,15 @@ def canonical_camera(pipe: ProbPosePipeline) -> Camera:
 
 @torch.no_grad()
 def draw_samples(
-    pipe: ProbPosePipeline, windows: TrainingWindows, num_hypotheses: int, max_batch_size: int, autocast: Any, description: str = "sampling"
+    pipe: ProbPosePipeline,
+    windows: TrainingWindows,
+    num_hypotheses: int,
+    max_batch_size: int,
+    autocast: Any,
+    description: str = "sampling",
+    length: int | None = None,
 ) -> dict[str, Tensor]:
-    """Hypotheses of rendered windows, by the pipeline's default sampler.
+    """Hypotheses of rendered windows, or of so many frames in their middles, by the pipeline's default sampler.
 
     Returns:
         `hypotheses (windows, num_hypotheses, frames, joints, 3)` in half precision; `root (windows, frames, 3)`, estimated from them;
@@ -190,6 +196,9 @@ def draw_samples(
     settings = pipe.settings(num_hypotheses=num_hypotheses)
     for first in tqdm(range(0, len(windows), SAMPLING_BATCH), desc=description, unit="batch"):
         batch = rendered(windows, list(range(first, min(first + SAMPLING_BATCH, len(windows)))))
+        if length is not None:  # cut from whole windows, in which the detector's mistakes are as frequent as they should be
+            start = (windows.num_frames - length) // 2
+            batch = {name: value[:, start : start + length] for name, value in batch.items()}
         keypoints, confidence = batch["keypoints_2d"].to(pipe.device), batch["confidence"].to(pipe.device)
         with autocast():
             generator = torch.Generator().manual_seed(mix_seeds(windows.seed, first))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +47,7 @@ class CalibrationReport:
         uncertainty_ratio: root-mean-square error of the pose over its uncertainty `(joints,)`; 1 is right.
         radius_mm: mean conformal radius.
         clips, windows: how many were used, both halves together.
+        lengths: of the clips in frames, where the calibrator has tables for several.
     """
 
     curves: dict[str, Tensor]
@@ -54,12 +56,14 @@ class CalibrationReport:
     radius_mm: float
     clips: int
     windows: int
+    lengths: tuple[int, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python types; without the curves of single joints."""
         return {
             "clips": self.clips,
             "windows": self.windows,
+            "lengths": self.lengths,
             "numbers": self.numbers,
             "median_joint_coverage": {name: curve.median(1).values.tolist() for name, curve in self.curves.items()},
             "uncertainty_ratio": self.uncertainty_ratio.tolist(),
@@ -86,6 +90,7 @@ def calibrate(
     mode: str = "radial",
     coverage: float = 0.9,
     num_hypotheses: int | None = None,
+    lengths: Sequence[int] | None = None,
     max_batch_size: int = 640,
     seed: int = 0,
     mixed_precision: bool = False,
@@ -99,13 +104,15 @@ def calibrate(
         mode: what is adapted; see `Recalibration`.
         coverage: of the conformal radius.
         num_hypotheses: how many are drawn; best as many as will be used. Default: the pipeline's.
+        lengths: of clips in frames, rising, that get tables of their own, see `Recalibration`: the middles of windows are cut to them.
+            Default: windows as long as the model's, and one table for all.
         max_batch_size: as in the pipeline's call.
         seed: of the windows and hypotheses.
         mixed_precision: sample under bfloat16 autocast, which halves the time.
 
     Raises:
-        ValueError: too few clips kept out or too few windows, an unknown mode, a coverage outside 0..1, or a pipeline that windows cannot
-            be rendered for. The pipeline is as it was.
+        ValueError: too few clips kept out or too few windows, an unknown mode, a coverage outside 0..1, lengths that the model does not
+            take, or a pipeline that windows cannot be rendered for. The pipeline is as it was.
     """
     _, held_out = split_clips(data)
     names = held_out.names if held_out else []
@@ -116,7 +123,11 @@ def calibrate(
             "them and measure on the other"
         )
     camera = canonical_camera(pipe).to(pipe.device)
-    fewest = max(64, 2 * math.ceil(FEWEST_CASES / len(range(0, window_length(pipe), FRAMES_APART))))
+    window = window_length(pipe)
+    if lengths is not None and not all(1 <= length <= window for length in lengths):
+        raise ValueError(f"lengths must lie in 1..{window}, the model's window, got {list(lengths)}")
+    shortest = window if lengths is None else min(lengths)
+    fewest = max(64, 2 * math.ceil(FEWEST_CASES / len(range(0, shortest, FRAMES_APART))))
     if windows < fewest:
         raise ValueError(f"windows must be at least {fewest}, got {windows}")
     conformal_quantile(torch.zeros(windows // 2), coverage)  # complains now rather than when all hypotheses are drawn
@@ -125,37 +136,51 @@ def calibrate(
     record |= {"clips": len(held_out), "windows": windows, "seed": seed}
     aggregation = pipe.config.default_aggregation or "mean"
     aggregator = pipe.choose_aggregator(aggregation)
-    calibrator = Recalibration(pipe.num_output_joints, mode, coverage=coverage, aggregation=aggregation, fitted_with=record)
+    calibrator = Recalibration(pipe.num_output_joints, mode, coverage=coverage, aggregation=aggregation, fitted_with=record,
+                               lengths=None if lengths is None else list(lengths))  # fmt: skip
     autocast = (lambda: torch.autocast(pipe.device.type, torch.bfloat16)) if mixed_precision else nullcontext
-    halves = []
-    for half, purpose in enumerate(("fit", "measure")):
+
+    def cases(half: int, purpose: str, length: int | None) -> _Cases:
         rendered = held_out_windows(data, pipe, held_out.select(parts[half].__contains__), windows // 2, seed + half)
-        samples = draw_samples(pipe, rendered, settings.num_hypotheses, max_batch_size, autocast, f"sampling to {purpose}")
-        halves.append(_Cases.of(pipe, aggregator, samples, camera))
-    fit, measure = halves
+        at = "" if length is None else f" at {length} frames"
+        samples = draw_samples(pipe, rendered, settings.num_hypotheses, max_batch_size, autocast, f"sampling to {purpose}{at}", length)
+        return _Cases.of(pipe, aggregator, samples, camera)
 
-    calibrator.fit(fit.hypotheses, fit.target)
-    if fit.predicted is not None:
-        scale = _root_mean_square(fit.error / fit.predicted)
+    each = [None] if lengths is None else list(lengths)
+    fits, measures = ([cases(half, purpose, length) for length in each] for half, purpose in enumerate(("fit", "measure")))
+    for length, fit in zip(each, fits):
+        calibrator.fit(fit.hypotheses, fit.target, length)
+    if fits[0].predicted is not None:
+        scale = _root_mean_square(torch.cat([fit.error / fit.predicted for fit in fits]))
         pipe.aggregator.uncertainty_scale *= scale.to(pipe.aggregator.uncertainty_scale)
-        measure.predicted *= scale
+        for measure in measures:
+            measure.predicted *= scale
 
-    sets = {"sampled": measure.hypotheses, "recalibrated": calibrator(measure.hypotheses)}
-    curves = {name: coverage_curve(hypotheses, measure.target) for name, hypotheses in sets.items()}
+    # The frames of a window, and windows, are a mere list of cases here, so each length brings its table.
+    tables = [calibrator if length is None else calibrator.of_length(length) for length in each]
+    recalibrated = [table(measure.hypotheses) for table, measure in zip(tables, measures)]
+    target = torch.cat([measure.target for measure in measures])
+    sets = {"sampled": torch.cat([measure.hypotheses for measure in measures], 1), "recalibrated": torch.cat(recalibrated, 1)}
+    curves = {name: coverage_curve(hypotheses, target) for name, hypotheses in sets.items()}
     numbers = {
-        name: {"ece": ece_of_curve(curves[name]), "sharpness_mm": sharpness(h), "energy_score_mm": energy_score(h, measure.target)}
+        name: {"ece": ece_of_curve(curves[name]), "sharpness_mm": sharpness(h), "energy_score_mm": energy_score(h, target)}
         for name, h in sets.items()
     }
-    uncertainty = measure.predicted
-    if uncertainty is None:
-        uncertainty = (sets["recalibrated"] - measure.pose).square().sum(-1).mean(0).sqrt()
-    ratio = torch.where(measure.error > 0, measure.error / uncertainty.clamp_min(1e-9), 0.0)
-    # Frames of one window are alike, those of different windows are drawn alike.
-    drawn = one_frame_per_clip(ratio, [measure.per_window] * (windows // 2), torch.Generator().manual_seed(seed))
-    calibrator.radius_factor[:] = fit_conformal(drawn, coverage=coverage)
-    radius_mm = 1000 * calibrator.radius(uncertainty).mean().item()
+    ratios, radii = [], []
+    for length, measure, moved in zip(each, measures, recalibrated):
+        uncertainty = measure.predicted
+        if uncertainty is None:
+            uncertainty = (moved - measure.pose).square().sum(-1).mean(0).sqrt()
+        ratio = torch.where(measure.error > 0, measure.error / uncertainty.clamp_min(1e-9), 0.0)
+        # Frames of one window are alike, those of different windows are drawn alike.
+        drawn = one_frame_per_clip(ratio, [measure.per_window] * (windows // 2), torch.Generator().manual_seed(seed))
+        factor = calibrator.table(length)["radius_factor"]
+        factor[:] = fit_conformal(drawn, coverage=coverage)
+        ratios.append(ratio)
+        radii.append(1000 * (factor * uncertainty).mean())
     pipe.register_modules(calibrator=calibrator.eval().to(pipe.device))
-    return CalibrationReport(curves, numbers, _root_mean_square(ratio), radius_mm, len(held_out), windows)
+    radius_mm, lengths = torch.stack(radii).mean().item(), None if lengths is None else tuple(lengths)
+    return CalibrationReport(curves, numbers, _root_mean_square(torch.cat(ratios)), radius_mm, len(held_out), windows, lengths)
 
 
 @dataclass

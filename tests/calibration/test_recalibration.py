@@ -291,3 +291,50 @@ def test_bad_arguments(recalibrations):
     ):
         with pytest.raises(ValueError, match=rf"hypotheses \(num_hypotheses, cases, {joints}, 3\) and a target .*, got "):
             Recalibration(joints).fit(poses, truth)
+
+
+# Clips of different lengths
+
+
+@pytest.fixture(scope="module")
+def by_length():
+    """Of a sampler that is too sure of single frames, and not sure enough within long clips."""
+    model = Recalibration(JOINTS, lengths=[1, 64])
+    return model.fit(*cases(ratio=2.0), length=1).fit(*cases(ratio=0.5), length=64)
+
+
+@pytest.mark.parametrize(("frames", "ratio"), [(1, 2.0), (64, 0.5), (300, 0.5)])
+def test_every_length_has_tables_of_its_own(by_length, frames, ratio):
+    clip = cases(seed=3)[0][:, :frames]
+    torch.testing.assert_close(by_length(clip), fitted("radial", ratio=ratio)(clip))
+
+
+def test_between_the_lengths_factors_lie_between(by_length):
+    clip = cases(seed=3)[0]
+    spread = [(by_length(clip[:, :frames]).std(0) / clip[:, :frames].std(0))[:, 1:].mean() for frames in (1, 2, 8, 32, 64)]
+    assert spread == sorted(spread, reverse=True)
+    by_one = by_length.of_length(8)
+    torch.testing.assert_close(by_one(clip[:, :8]), by_length(clip[:, :8]))
+    assert by_one.config.lengths is None
+
+
+def test_a_radius_of_every_length(by_length):
+    by_length.table(1)["radius_factor"][:] = 3.0
+    by_length.table(64)["radius_factor"][:] = 1.0
+    radius = [by_length.radius(torch.full((frames, JOINTS), 0.1))[0, 1].item() for frames in (1, 8, 64)]
+    assert radius == pytest.approx([0.3, 0.2, 0.1])
+
+
+def test_tables_by_length_are_saved(by_length, tmp_path):
+    by_length.save_pretrained(tmp_path)
+    clip = cases(seed=3)[0][:, :5]
+    assert torch.equal(Recalibration.from_pretrained(tmp_path)(clip), by_length(clip))
+
+
+def test_lengths_that_make_no_sense(by_length):
+    for lengths in ([], [0, 4], [4, 4], [8, 2]):
+        with pytest.raises(ValueError, match="lengths must rise"):
+            Recalibration(JOINTS, lengths=lengths)
+    for model, length in ((by_length, None), (by_length, 16), (Recalibration(JOINTS), 16)):
+        with pytest.raises(ValueError, match="length must be one of"):
+            model.fit(*cases(number=200), length=length)

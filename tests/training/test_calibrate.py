@@ -138,7 +138,7 @@ def test_the_report(data):
     report = calibrate(pipeline(), data, windows=64)
     assert isinstance(report, CalibrationReport) and report.windows == 64
     content = json.loads(json.dumps(report.to_dict()))
-    assert set(content) == {"clips", "windows", "numbers", "median_joint_coverage", "uncertainty_ratio", "radius_mm"}
+    assert set(content) == {"clips", "windows", "numbers", "median_joint_coverage", "uncertainty_ratio", "radius_mm", "lengths"}
     assert len(content["uncertainty_ratio"]) == 17 and content["numbers"] == report.numbers
     assert {name: len(curve) for name, curve in content["median_joint_coverage"].items()} == {"sampled": 21, "recalibrated": 21}
     for name, curve in report.curves.items():
@@ -149,6 +149,18 @@ def test_the_report(data):
     assert lines[0].startswith(f"64 windows of {report.clips} clips kept out") and len(lines) == 5
     assert [line.split()[0] for line in lines[2:4]] == ["sampled", "recalibrated"]
     assert f"{report.numbers['sampled']['ece']:.3f}" in lines[2] and f"{report.radius_mm:.0f} mm" in lines[4]
+
+
+def test_clips_of_several_lengths(data):
+    pipe = pipeline()
+    report = calibrate(pipe, data, windows=400, num_hypotheses=3, lengths=[1, 50])
+    assert report.lengths == (1, 50) == tuple(report.to_dict()["lengths"]) == tuple(pipe.calibrator.config.lengths)
+    assert report.numbers["recalibrated"]["ece"] < 0.5 * report.numbers["sampled"]["ece"]
+    assert pipe.calibrator.radius_factor.shape == (2, 17) and pipe.calibrator.radius_factor[:, 1:].isfinite().all()
+    out = pipe(500 + 100 * torch.randn(12, 17, 2), image_size=(1000, 1000))
+    assert out.radius.isfinite().all()
+    with pytest.raises(ValueError, match=r"lengths must lie in 1..50"):
+        calibrate(pipe, data, windows=400, lengths=[16, 64])
 
 
 def test_a_pipeline_with_a_lifter(data, make_diffpose):
