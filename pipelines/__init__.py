@@ -5,18 +5,23 @@ import probpose.calibration
 import probpose.models
 import probpose.schedulers  # noqa: F401
 
+from .adapting import AdaptationSettings
 from .pipeline_d3dp import D3DPPipeline, SamplerSettings
 from .pipeline_diffpose import DiffPosePipeline, DiffPoseSettings
 from .pipeline_output import ProbPosePipelineOutput
 from .pipeline_platypose import PlatyposePipeline, PlatyposeSettings
+from .pipeline_posynda import AdaptationReport, PoSynDAPipeline
 from .pipeline_probpose import ProbPosePipeline, fill_missing
 
 for _public in (
+    AdaptationReport,
+    AdaptationSettings,
     D3DPPipeline,
     DiffPosePipeline,
     DiffPoseSettings,
     PlatyposePipeline,
     PlatyposeSettings,
+    PoSynDAPipeline,
     ProbPosePipeline,
     ProbPosePipelineOutput,
     SamplerSettings,
@@ -24,11 +29,14 @@ for _public in (
     _public.__module__ = __name__
 
 __all__ = [
+    "AdaptationReport",
+    "AdaptationSettings",
     "D3DPPipeline",
     "DiffPosePipeline",
     "DiffPoseSettings",
     "PlatyposePipeline",
     "PlatyposeSettings",
+    "PoSynDAPipeline",
     "ProbPosePipeline",
     "ProbPosePipelineOutput",
     "SamplerSettings",

@@ -242,6 +242,16 @@ class ProbPosePipeline(AdapterPipelineMixin, DiffusionPipeline):
         fx, fy, cx, cy = canonical
         return reexpress_keypoints(keypoints, camera, Camera((fx, fy), (cx, cy), slope_limit=math.inf))
 
+    def network_camera(self, camera: Camera) -> Camera:
+        """The lens that sees what `to_network` makes of this camera's pixels; a distortion that is not removed is left out."""
+        canonical = self.canonical_camera
+        if canonical is not None:
+            return Camera(canonical[:2], canonical[2:], slope_limit=math.inf)
+        width, height = camera.image_size
+        return Camera(
+            2 * camera.focal / width, 2 * camera.centre / width - camera.centre.new_tensor([1.0, height / width]), slope_limit=math.inf
+        )
+
     def finish(
         self,
         hypotheses: Tensor,

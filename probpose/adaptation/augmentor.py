@@ -122,8 +122,8 @@ def unit_bones(pose: Tensor, skeleton: str | Skeleton) -> Tensor:
     return nn.functional.normalize(bone_vectors(pose, skeleton), dim=-1)
 
 
-def _assembled(bones: Tensor, pose: Tensor, skeleton: Skeleton) -> Tensor:
-    """The pose with these bones, whose root is where it was: each joint is its parent minus its bone."""
+def assemble_bones(bones: Tensor, pose: Tensor, skeleton: Skeleton) -> Tensor:
+    """The pose with these bones `(..., bones, 3)`, whose root is where it was: each joint is its parent minus its bone."""
     joints = [pose[..., skeleton.root, :]] * skeleton.num_joints
     below = {parent: [] for parent in range(skeleton.num_joints)}
     for bone, (parent, child) in enumerate(skeleton.bones):
@@ -158,7 +158,7 @@ def bend_bones(pose: Tensor, delta: Tensor, skeleton: str | Skeleton, fixed: Seq
     moves = torch.ones(len(skeleton.bones), 1, dtype=pose.dtype, device=pose.device)
     moves[list(fixed)] = 0
     unit = nn.functional.normalize(unit_bones(pose, skeleton) + moves * delta, dim=-1)
-    return _assembled(unit * bone_lengths(pose, skeleton)[..., None], pose, skeleton)
+    return assemble_bones(unit * bone_lengths(pose, skeleton)[..., None], pose, skeleton)
 
 
 def bend_amount(pose: Tensor, bent: Tensor, skeleton: str | Skeleton) -> Tensor:
@@ -188,7 +188,7 @@ def scale_bones(pose: Tensor, ratios: Tensor, skeleton: str | Skeleton) -> Tenso
     if ratios.shape[-1:] != (body.num_groups,):
         raise ValueError(f"ratios must have {body.num_groups} groups for {skeleton.name!r}, got shape {tuple(ratios.shape)}")
     factors = 1 + ratios[..., list(body.length_groups), None]
-    return _assembled(bone_vectors(pose, skeleton) * factors, pose, skeleton)
+    return assemble_bones(bone_vectors(pose, skeleton) * factors, pose, skeleton)
 
 
 def rotation_matrix(raw: Tensor) -> Tensor:
