@@ -28,7 +28,8 @@ rows
   GPA        source poses stand where the target's people stand (global position alignment)
   LPA        source poses are bent, stretched and turned by an adversarial augmentor (local pose augmentation)
   build      source poses get the build of the target's people, fitted to their 2D
-  all        these three and pseudo-labels from the teacher's hypotheses
+  all        these three, which is the default
+  labels     these three and pseudo-labels from the teacher's hypotheses
   full       the same with all weights trained instead of an adapter
 
 columns
@@ -45,10 +46,11 @@ examples
 WIDTH, HEIGHT, FOCAL = 1920, 1080, 1480.0
 ROWS = {
     "none": None,
-    "GPA": {"augmentation": False, "build": False, "pseudo_labels": False},
-    "LPA": {"alignment": False, "build": False, "pseudo_labels": False},
-    "build": {"alignment": False, "augmentation": False, "pseudo_labels": False},
+    "GPA": {"augmentation": False, "build": False},
+    "LPA": {"alignment": False, "build": False},
+    "build": {"alignment": False, "augmentation": False},
     "all": {},
+    "labels": {"pseudo_labels": True},
     "full": {"rank": None, "learning_rate": 4e-4},
 }
 
@@ -92,7 +94,7 @@ def measure(pipe: PoSynDAPipeline, clips: list[PoseClip]) -> dict[str, float]:
 
 
 def adapted(options: argparse.Namespace, row: str, seed: int, tracks: list[TargetTrack], clips: list[PoseClip]) -> dict[str, float]:
-    pipe = PoSynDAPipeline.from_pretrained(options.model, torch_dtype=torch.float32)
+    pipe = PoSynDAPipeline.from_pretrained(options.model, dtype=torch.float32)
     pipe.set_progress_bar_config(desc=f"{row}, seed {seed}", disable=not sys.stderr.isatty())
     result = {}
     if ROWS[row] is not None:

@@ -1,4 +1,7 @@
-"""Converters of original checkpoints and mixtures, and the bundled models. Names are imported on first use."""
+"""Converters of original checkpoints and mixtures, the bundled models, and the way to the Hugging Face Hub and back.
+
+Names are imported on first use.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,14 @@ from typing import Any
 _HOME = {
     "CONVERTERS": "convert",
     "bundled_model": "bundled",
+    "check_repository": "push",
     "convert_original": "convert",
+    "download": "client",
     "list_bundled_models": "bundled",
     "load_original_mixtures": "mixtures",
     "load_original_state_dict": "convert",
+    "make_card": "card",
+    "push_folder": "push",
 }
 
 __all__ = sorted(_HOME)

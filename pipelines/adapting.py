@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Protocol
 
 import torch
@@ -30,6 +31,7 @@ from probpose.adaptation import (
     global_position_alignment,
     plausible_depth,
 )
+from probpose.calibration import coverage_curve, ece_of_curve
 from probpose.data.augmentation import DetectorNoise, WindowRandom
 from probpose.data.bridge import TargetTrack
 from probpose.files import replacing
@@ -54,7 +56,8 @@ class AdaptationSettings:
         alignment: source poses stand where target people stand (global position alignment, PoseDA).
         augmentation: source poses are bent, stretched and turned by an adversarial augmentor (local pose augmentation, PoseDA).
         build: source poses get the build of the target's people (see `probpose.adaptation.fit_build`).
-        pseudo_labels: the teacher's hypotheses that reproject best are labels of the target (teacher and student, PoSynDA).
+        pseudo_labels: the teacher's hypotheses that reproject best are labels of the target (teacher and student, PoSynDA). Off by default:
+            they confirm what the teacher is wrong about, and measured worse.
         rounds: at most so many looks at the target.
         patience: rounds without a better `criterion` after which it stops.
         steps: optimiser steps in each round.
@@ -77,23 +80,23 @@ class AdaptationSettings:
     alignment: bool = True
     augmentation: bool = True
     build: bool = True
-    pseudo_labels: bool = True
+    pseudo_labels: bool = False
     rounds: int = 6
     patience: int = 3
-    steps: int = 100
+    steps: int = 60
     batch_size: int = 64
     learning_rate: float = 1e-3
     rank: int | None = 8
     momentum: float = 0.98
     num_hypotheses: int = 5
-    label_error: float = 0.08
-    label_weight: float = 0.5
+    label_error: float = 0.05
+    label_weight: float = 0.15
     reprojection_weight: float = 0.0
     torso_variation: float = 0.02
     limb_variation: float = 0.06
     label_windows: int = 256
     held_out: float = 0.15
-    warm_up: int = 150
+    warm_up: int = 120
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -105,10 +108,10 @@ class AdaptationSettings:
             elif isinstance(field.default, int):
                 least = 0 if field.name == "warm_up" else 2 if field.name == "batch_size" else 1
                 fine, allowed = isinstance(value, int) and not isinstance(value, bool) and value >= least, f"an integer of at least {least}"
-            elif field.name in ("momentum", "held_out"):
-                fine, allowed = 0 <= value < 1, "in 0..1, below 1"
             else:
-                fine, allowed = 0 <= value < math.inf, "a number of at least 0"
+                bounded = field.name in ("momentum", "held_out")
+                allowed = "in 0..1, below 1" if bounded else "a number of at least 0"
+                fine = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < (1 if bounded else math.inf)
             if not fine:
                 raise ValueError(f"{field.name} must be {allowed}, got {value!r}")
 
@@ -177,23 +180,24 @@ class TargetWindows:
         """
         length, rows = pipe.denoiser.config.num_frames, []
         for track in tracks:
-            points = torch.where((track.confidence > 0)[..., None], track.keypoints_2d, torch.nan)
+            confidence = torch.where(track.keypoints_2d.isfinite().all(-1), track.confidence, 0.0)
+            points = torch.where((confidence > 0)[..., None], track.keypoints_2d, torch.nan)
             network = pipe.to_network(points[None], track.camera, track.camera.image_size)[0]
             starts = window_starts(len(network), length)
             lens = pipe.network_camera(track.camera)
-            windows = [cut_windows(value, starts, length, 0) for value in (network, track.confidence)]
+            windows = [cut_windows(value, starts, length, 0) for value in (network, confidence)]
             rows.append([*windows, *(value.expand(len(starts), 2) for value in (lens.focal, lens.centre))])
         columns = [torch.cat(values) for values in zip(*rows)]
         seen = columns[1] > _LEAST_CONFIDENCE
         shown = (seen.sum(-1) >= 4).float().mean(-1) >= 0.5
-        shown &= seen[..., pipe.root_index].any(-1)
+        shown &= seen[..., pipe.root_index].any(-1) & seen[:, ::_FRAMES_OF_BUILD].any(-1).any(-1)
         if not shown.any():
             raise ValueError(f"none of {len(shown)} windows of the target shows a person and the root joint for half of its frames")
         return cls(*(value[shown] for value in columns), pipe.denoiser.config.get("fps") or 30.0)
 
     def split(self, held_out: float) -> tuple[TargetWindows, TargetWindows]:
         """To adapt to, and to judge by: blocks of neighbouring windows; all of them for both where there are too few."""
-        period = round(1 / held_out) if held_out else len(self) + 1
+        period = max(2, round(1 / held_out)) if held_out else len(self) + 1
         apart = torch.arange(len(self)) // 8 % period == period - 1
         return (self[~apart], self[apart]) if apart.any() and not apart.all() else (self, self)
 
@@ -231,7 +235,8 @@ class Adaptation:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.adversary = PoseAdversary(self.skeleton).to(self.device) if settings.augmentation else None
-        self.best: list[Tensor] = [p.detach().clone() for p in self.parameters]
+        self.start = [p.detach().clone() for p in self.parameters]
+        self.best: list[Tensor] = self.start
 
     def _trainable(self) -> list[Tensor]:
         rank = self.settings.rank
@@ -255,7 +260,7 @@ class Adaptation:
             progress_bar: makes a bar of `total` steps.
         """
         settings = self.settings
-        with progress_bar(total=settings.rounds * settings.steps) as bar:
+        with progress_bar(total=settings.rounds * settings.steps) as bar, self._sampling_quietly():
             bar.update(self.round * settings.steps)
             if self.round == 0 and not self.history:
                 self.history.append({"round": 0, **self.criterion()})
@@ -268,6 +273,16 @@ class Adaptation:
                     after_round(self)
         self._set(self.best)
         self.denoiser.eval()
+
+    @contextmanager
+    def _sampling_quietly(self) -> Iterator[None]:
+        """One bar is enough: none for the samples that are drawn on the way."""
+        shown = dict(getattr(self.pipe, "_progress_bar_config", {}))
+        self.pipe.set_progress_bar_config(**{**shown, "disable": True})
+        try:
+            yield
+        finally:
+            self.pipe.set_progress_bar_config(**shown)
 
     @property
     def finished(self) -> bool:
@@ -285,14 +300,14 @@ class Adaptation:
         settings = self.settings
         with self._as_teacher():
             labels = self._look_at_target()
-        loss_mm = 0.0
+        losses = []
         for _ in range(settings.steps):
-            loss_mm += self._train_step(labels) / settings.steps
+            losses.append(1000 * self._train_step(labels))
             bar.update()
-            bar.set_postfix(source_mm=f"{1000 * loss_mm:.1f}", target_mm=f"{self.history[-1]['reprojection_mm']:.1f}", refresh=False)
+            bar.set_postfix(source_mm=f"{fmean(losses):.1f}", target_mm=f"{self.history[-1]['reprojection_mm']:.1f}", refresh=False)
         self.round += 1
         with self._as_teacher():
-            self.history.append({"round": self.round, "source_mm": 1000 * loss_mm, **self.criterion()})
+            self.history.append({"round": self.round, "source_mm": fmean(losses), **self.criterion()})
             if self.best_round == self.round:
                 self.best = [p.detach().clone() for p in self.parameters]
 
@@ -309,6 +324,13 @@ class Adaptation:
             yield
         finally:
             self.teacher.restore(self.parameters)
+
+    def undo(self) -> None:
+        """The denoiser as it was before this run."""
+        self._set(self.start)
+        if self.settings.rank is not None:
+            self.denoiser.delete_adapters(self.adapter_name)
+        self.denoiser.eval()
 
     def _set(self, values: Sequence[Tensor]) -> None:
         with torch.no_grad():
@@ -365,13 +387,29 @@ class Adaptation:
         return torch.where(errors.isfinite(), errors * depth / focal, 0.0)
 
     def criterion(self) -> dict[str, float]:
-        """How well the mean hypothesis reprojects onto keypoints that nothing was trained on, and how much like a body it is."""
+        """How well the mean hypothesis reprojects onto keypoints that nothing was trained on, and what else is known without 3D."""
         hypotheses = self._lifted(self.judged, seed_of(self.seed, "criterion"))
         pose, target = hypotheses.mean(1), self.judged
         root = root_of_hypotheses(hypotheses, target.keypoints_2d, target.camera, target.confidence, target.fps)
         errors = self._errors(pose, target, root).clamp_max(10 * self.settings.label_error)
         seen = target.confidence > _LEAST_CONFIDENCE
-        return {"reprojection_mm": 1000 * errors[seen].mean().item(), **plausibility(hypotheses, self.skeleton)}
+        return {
+            "reprojection_mm": 1000 * errors[seen].mean().item(),
+            **plausibility(hypotheses, self.skeleton),
+            "ece_2d": self._calibration(hypotheses, target, root),
+        }
+
+    @staticmethod
+    def _calibration(hypotheses: Tensor, target: TargetWindows, root: Tensor) -> float:
+        """Expected calibration error of the reprojected hypotheses against keypoints, the detector's errors included."""
+        joints = hypotheses.movedim(1, 0)
+        shape = joints.shape[:-1]
+        seen = (
+            target.camera.project((joints + root[:, :, None]).movedim(0, -2).flatten(-3, -2)).unflatten(-2, (-1, shape[0])).movedim(-2, 0)
+        )
+        seen = torch.nn.functional.pad(seen, (0, 1)).flatten(1, 2)
+        points = torch.where((target.confidence > _LEAST_CONFIDENCE)[..., None], target.keypoints_2d, torch.nan)
+        return ece_of_curve(coverage_curve(seen, torch.nn.functional.pad(points, (0, 1)).flatten(0, 1)))
 
     # -----------------------------------------------------------------------------------------------------------------
     # A step
@@ -409,7 +447,7 @@ class Adaptation:
         source, partner, generator = drawn
 
         def view(pose: Tensor) -> Tensor:
-            return partner.camera.project(self._placed(pose, source["root"], partner))
+            return self._detected(self._placed(pose, source["root"], partner), partner)[0]
 
         whole = (partner.confidence > _LEAST_CONFIDENCE).all(-1)
         return self.adversary.step(source["pose"], partner.keypoints_2d[whole][::4], view, generator).pose
@@ -421,6 +459,7 @@ class Adaptation:
         source, partner, generator = drawn
         pose = source["pose"] if self.adversary is None else self._augmented(drawn)
         keypoints, confidence = self._detected(self._placed(pose, source["root"], partner), partner)
+        keypoints = torch.nan_to_num(fill_missing(torch.where((confidence > 0)[..., None], keypoints, torch.nan)))
         count = len(pose)
         if labels is not None:
             windows, label, counts = labels
@@ -434,7 +473,9 @@ class Adaptation:
         noisy = self.scheduler.add_noise(pose, torch.randn(pose.shape, generator=generator).to(pose), timestep)
         self.denoiser.train()
         unit = self.denoiser.config.get("unit_scale", 1.0)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        devices = [] if self.device.type == "cpu" else [self.device]
+        with torch.autocast(self.device.type, torch.bfloat16), torch.random.fork_rng(devices):
+            torch.manual_seed(seed_of(self.seed, f"dropped {self.drawn}"))
             sample = self.denoiser(keypoints, noisy * unit, timestep, confidence=confidence, return_dict=False)[0]
         sample = sample.float() / unit
         errors = (sample - pose).norm(dim=-1)
@@ -462,15 +503,13 @@ class Adaptation:
         return (self._errors(sample, target, root) * counts).sum() / counts.sum().clamp_min(1)
 
     def _detected(self, absolute: Tensor, partner: TargetWindows) -> tuple[Tensor, Tensor]:
-        """What a detector sees of poses in front of the target's cameras, unobserved joints filled in."""
+        """What a detector sees of poses in front of the target's cameras; a joint of confidence 0 is where it would have seen it."""
         slopes = absolute[..., :2] / absolute[..., 2:]
         random = WindowRandom(seed_of(self.seed, "detector"), list(range(self.drawn, self.drawn + len(slopes))))
         slopes, confidence = self.detector(slopes.cpu(), random)
         focal, centre = partner.focal[:, None, None], partner.centre[:, None, None]
         keypoints = slopes.to(self.device) * focal + centre
-        confidence = confidence.to(self.device)
-        seen = torch.where((confidence > 0)[..., None], keypoints, torch.nan)
-        return torch.nan_to_num(fill_missing(seen)), confidence
+        return keypoints, confidence.to(self.device)
 
     def _schedule(self) -> float:
         step = self.teacher.optimization_step
@@ -502,18 +541,22 @@ class Adaptation:
         """Go on where a saved run stopped.
 
         Raises:
-            ValueError: a run with other settings, of another model, or a damaged file.
+            ValueError: a run with other settings, of another model or target, or a damaged file.
         """
         try:
             state = torch.load(path, weights_only=True, map_location=self.device)
         except Exception as error:
             raise ValueError(f"{path} is damaged: {error}") from None
+        if not isinstance(state, dict) or not {"settings", "seed", "parameters", "optimiser", "teacher"} <= state.keys():
+            raise ValueError(f"{path} is damaged: it holds no run of adaptation")
         own = {**asdict(self.settings), "seed": self.seed}
         saved = {**state["settings"], "seed": state["seed"]}
         if differing := [f"{name} {saved.get(name)!r} there, {value!r} now" for name, value in own.items() if saved.get(name) != value]:
             raise ValueError(f"{path} is of a run with other settings: {'; '.join(differing)}")
         if [p.shape for p in state["parameters"]] != [p.shape for p in self.parameters]:
             raise ValueError(f"{path} is of a run with another model")
+        if not math.isclose(state["history"][0]["reprojection_mm"], self.criterion()["reprojection_mm"], rel_tol=1e-3):
+            raise ValueError(f"{path} is of a run with another target or other weights: the model reprojects differently onto this target")
         self._set(state["parameters"])
         self.best, self.build, self.history = state["best"], Build(*state["build"]), state["history"]
         self.round, self.drawn = state["round"], state["drawn"]

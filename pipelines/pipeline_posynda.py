@@ -25,7 +25,8 @@ class AdaptationReport:
 
     Attributes:
         before, after: `reprojection_mm`, by which the mean hypothesis reprojects off on keypoints that nothing was trained on, at the
-            person's distance, and what tells whether poses are bodies: see `probpose.pipelines.adapting.plausibility`.
+            person's distance; what tells whether poses are bodies: see `probpose.pipelines.adapting.plausibility`; and `ece_2d`, the
+            expected calibration error of the reprojected hypotheses.
         history: the same after every round, and the loss on the source.
         best_round: the round whose adapter was kept; 0: none was better than the model as it was, which the adapter then leaves as it is.
         build: change of the source's bones that the target's people need: displacements of torso bones `(groups, 3)` in mm, factors on the
@@ -47,8 +48,12 @@ class AdaptationReport:
         return dict(vars(self))
 
     def to_text(self) -> str:
-        rows = [f"{name.removesuffix('_mm'):<14}{value:>10.1f}{self.after[name]:>10.1f}" for name, value in self.before.items()]
-        return "\n".join([f"{'mm':<14}{'before':>10}{'after':>10}", *rows, f"{self.windows} windows; kept round {self.best_round}"])
+        rows = [
+            f"{name.replace('_', ' '):<18}{value:>8.{digits}f}{self.after[name]:>8.{digits}f}"
+            for name, value in self.before.items()
+            for digits in (1 if name.endswith("_mm") else 3,)
+        ]
+        return "\n".join([f"{'':<18}{'before':>8}{'after':>8}", *rows, f"{self.windows} windows; kept round {self.best_round}"])
 
 
 class PoSynDAPipeline(D3DPPipeline):
@@ -126,8 +131,7 @@ class PoSynDAPipeline(D3DPPipeline):
                 run.load(Path(state))
             run.run(None if state is None else lambda one: one.save(Path(state)), self.progress_bar)
         except BaseException:
-            if settings.rank is not None:
-                self.denoiser.delete_adapters(adapter_name)
+            run.undo()
             raise
         build = {
             "torso_mm": (1000 * run.build.torso).tolist(), "limbs": run.build.limbs.exp().tolist(), "size": run.build.size.exp().item()
@@ -147,6 +151,8 @@ class PoSynDAPipeline(D3DPPipeline):
         if hasattr(source, "render"):
             if (length := getattr(source, "num_frames", frames)) != frames:
                 raise ValueError(f"source has windows of {length} frames, the model takes {frames}")
+            if (rate := getattr(getattr(source, "clips", None), "fps", None)) not in (None, config.get("fps") or rate):
+                raise ValueError(f"source has {rate:g} frames per second, the model takes {config.fps:g}")
             return source
         clips = source if isinstance(source, MocapClips) else MocapClips(source)
         if self.skeleton != "h36m_17" or clips.fps != (config.get("fps") or clips.fps):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -13,11 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from probpose.aggregation import AGGREGATORS, get_aggregator
 from probpose.geometry import Camera, check_image_size, normalise_screen, reexpress_keypoints, root_of_hypotheses
+from probpose.hub.bundled import bundled_model
+from probpose.hub.client import download
+from probpose.hub.push import HubMixin
+from probpose.hub.repository import check_parts, read_index
 from probpose.skeletons import convert_with_confidence, get_skeleton
 
 from .adapters import AdapterPipelineMixin
@@ -47,7 +49,7 @@ class PreparedInputs:
     batched: bool
 
 
-class ProbPosePipeline(AdapterPipelineMixin, DiffusionPipeline):
+class ProbPosePipeline(HubMixin, AdapterPipelineMixin, DiffusionPipeline):
     """Base class. `ProbPosePipeline.from_pretrained` returns the pipeline class that the saved folder names.
 
     A subclass registers a `denoiser` and implements `__call__` out of the steps below: `prepare_inputs`, its own sampling,
@@ -56,39 +58,38 @@ class ProbPosePipeline(AdapterPipelineMixin, DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> ProbPosePipeline:
-        """Load a pipeline from a local folder or a Hub id.
+        """Load a pipeline: from a folder, by the name of a bundled one, or from the Hub.
 
         Args:
-            pretrained_model_name_or_path: folder with a `model_index.json`, or a Hub id.
+            pretrained_model_name_or_path: folder with a `model_index.json`; else one of `probpose.hub.list_bundled_models()`; else a
+                Hub id such as "user/model".
+            subfolder: of that folder or Hub repository.
             dtype: weights are converted to it; default float32.
-            **kwargs: as for `diffusers.DiffusionPipeline.from_pretrained` (revision, cache_dir, local_files_only, …).
+            revision, cache_dir, local_files_only, token, force_download: of a Hub repository, see `probpose.hub.download`.
+            **kwargs: as for `diffusers.DiffusionPipeline.from_pretrained`, such as other components.
 
         Raises:
-            FileNotFoundError: a local folder or one of its parts is missing.
+            FileNotFoundError: a folder or one of its parts is missing, or nothing of that name is on the Hub or in the cache.
             ValueError: not a probpose pipeline, or a damaged file.
+            OSError: the Hub cannot be reached, or refuses.
         """
         import probpose.pipelines as public
 
-        path = Path(pretrained_model_name_or_path)
-        if path.is_dir():
-            index = _read_index(path)
-        elif path.exists() or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(pretrained_model_name_or_path)):
-            raise FileNotFoundError(f"no model folder at {path} (a Hub id looks like 'user/model')")
-        else:
-            hub_arguments = ("cache_dir", "force_download", "proxies", "token", "local_files_only", "revision")
-            index = cls.load_config(str(pretrained_model_name_or_path), **{k: kwargs[k] for k in hub_arguments if k in kwargs})
+        hub_options = {name: kwargs.pop(name) for name in _HUB_OPTIONS if name in kwargs}
+        path = _find(str(pretrained_model_name_or_path), kwargs.pop("subfolder", None), hub_options)
+        index = read_index(path)
         known = {name: getattr(public, name) for name in public.__all__ if name.endswith("Pipeline") and name != "ProbPosePipeline"}
         if cls is not ProbPosePipeline:
             known[cls.__name__] = cls
         name = index.get("_class_name")
         if not isinstance(name, str) or name not in known:
             raise ValueError(f"{pretrained_model_name_or_path} holds a {name!r}, which is no probpose pipeline; known: {sorted(known)}")
-        stored = _check_parts(path, index) if path.is_dir() else {}
+        stored = check_parts(path, index)
         if "torch_dtype" not in kwargs:
             kwargs.setdefault("dtype", torch.float32)
         kwargs.setdefault("use_safetensors", True)  # other weight files are pickles
         target = known[name] if cls is ProbPosePipeline else cls
-        pipe = super(ProbPosePipeline, target).from_pretrained(str(pretrained_model_name_or_path), **kwargs)
+        pipe = super(ProbPosePipeline, target).from_pretrained(str(path), **kwargs)
         for part, names in stored.items():  # diffusers only warns, and leaves the others random
             missing = [] if part in kwargs else sorted(getattr(pipe, part).state_dict().keys() - names)
             if missing:
@@ -372,6 +373,23 @@ class ProbPosePipeline(AdapterPipelineMixin, DiffusionPipeline):
         return root
 
 
+_HUB_OPTIONS = ("revision", "cache_dir", "local_files_only", "token", "force_download")
+
+
+def _find(name: str, subfolder: str | None, hub_options: dict[str, Any]) -> Path:
+    """The folder that a pipeline is in, fetched if it has to be."""
+    if subfolder and (Path(subfolder).is_absolute() or ".." in Path(subfolder).parts):
+        raise ValueError(f"subfolder must be inside of {name}, got {subfolder!r}")
+    folder = Path(name)
+    if not folder.exists():
+        folder = bundled_model(name) or folder
+    if folder.is_dir():
+        return folder / (subfolder or "")
+    if folder.exists() or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+        raise FileNotFoundError(f"no model folder at {folder} (a Hub id looks like 'user/model')")
+    return download(name, subfolder, **hub_options)
+
+
 def _radius_of(hypotheses: Tensor, pose: Tensor) -> Tensor:
     """Root-mean-square distance of the hypotheses from a pose `(batch, frames, joints)`."""
     return (hypotheses - pose[:, None]).square().sum(-1).mean(1).sqrt()
@@ -457,45 +475,3 @@ def fill_missing(keypoints: Tensor) -> Tensor:
     filled = keypoints.gather(1, nearest[..., None].expand_as(keypoints))
     frame_mean = filled.masked_fill(never[..., None], torch.nan).nanmean(dim=2, keepdim=True)
     return torch.where(never[..., None], frame_mean, filled)
-
-
-def _read_index(folder: Path) -> dict[str, Any]:
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise FileNotFoundError(f"{folder} is no pipeline folder: it has no model_index.json")
-    return _read_json(index)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged: it must hold an object, got {type(content).__name__}")
-    return content
-
-
-def _check_parts(folder: Path, index: dict[str, Any]) -> dict[str, set[str]]:
-    """Name what is missing or damaged in a local pipeline folder before diffusers meets it; returns the weights' names by part."""
-    stored: dict[str, set[str]] = {}
-    for name, value in index.items():
-        if name.startswith("_") or not (isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)):
-            continue
-        part = folder / name
-        config = part / ("scheduler_config.json" if name == "scheduler" else "config.json")
-        if not config.is_file():
-            raise FileNotFoundError(f"{folder} lacks its part {name!r}: no file {config}")
-        _read_json(config)
-        if name == "scheduler":
-            continue
-        weights = [*part.glob("*.safetensors")]
-        if not weights:
-            raise FileNotFoundError(f"{folder} lacks the weights of its part {name!r}: no .safetensors file in {part}")
-        for path in weights:
-            try:
-                with safe_open(path, framework="pt") as file:
-                    stored.setdefault(name, set()).update(file.keys())
-            except (SafetensorError, OSError) as error:
-                raise ValueError(f"{path} is damaged: {error}") from None
-    return stored

@@ -26,6 +26,13 @@ FLOORS = {
     "probpose.pipelines": 3,
     "probpose.training": 4,
     "probpose.evaluation": 4,
+    # What the Hub asks of files and cards, below the models that go there.
+    "probpose.hub.bundled": 0,
+    "probpose.hub.repository": 1,
+    "probpose.hub.card": 1,
+    "probpose.hub.client": 1,
+    "probpose.hub.push": 1,
+    "probpose.export": 4,
     "probpose.hub": 4,
     "probpose.visualization": 4,
     "probpose.cli": 5,

@@ -6,6 +6,7 @@ would see of the finished poses to the target's 2D keypoints.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -27,15 +28,17 @@ class PoseAdversary(nn.Module):
 
     Args:
         skeleton: name of the joint order.
-        learning_rate: of all three networks (Adam; published 1e-4).
+        learning_rate: of the augmentor (Adam; published 1e-4); the judges learn four times as fast, and before it.
+        head_start: turns that the judges have before the augmentor begins: one that listens to judges who know nothing goes astray.
         output_gain: of the augmentor's last layers; small, so that it starts from the source's own poses.
-        weight_2d, weight_3d, weight_limits: of the judges and of the limits to bends and lengths (published 1, 6 and 3).
+        weight_2d, weight_3d, weight_limits: of the judges and of the limits to bends, lengths (published 1, 6 and 3) and turns (ours).
     """
 
     def __init__(
         self,
         skeleton: str = "h36m_17",
         learning_rate: float = 1e-4,
+        head_start: int = 60,
         output_gain: float = 0.02,
         weight_2d: float = 1.0,
         weight_3d: float = 6.0,
@@ -48,15 +51,16 @@ class PoseAdversary(nn.Module):
         joints = get_skeleton(skeleton).num_joints
         self.bent_pool, self.seen_pool = ReplayPool((joints, 3)), ReplayPool((joints, 2))
         self.register_buffer("certainty", torch.tensor(0.5))
-        self.weights = (weight_2d, weight_3d, weight_limits)
+        self.register_buffer("turns", torch.tensor(0))
+        self.weights, self.head_start = (weight_2d, weight_3d, weight_limits), head_start
         judges = [*self.structure.parameters(), *self.keypoints.parameters()]
-        self.optimisers = [torch.optim.Adam(parameters, learning_rate) for parameters in (self.augmentor.parameters(), judges)]
-        self.turns = 0
+        rates = (self.augmentor.parameters(), learning_rate), (judges, 4 * learning_rate)
+        self.optimisers = [torch.optim.Adam(parameters, rate) for parameters, rate in rates]
 
     def step(
         self, pose: Tensor, target_2d: Tensor, view: Callable[[Tensor], Tensor], generator: torch.Generator | None = None
     ) -> AugmentedPose:
-        """One turn of the augmentor, and every other time one of the judges.
+        """One turn of the augmentor, and one of the judges.
 
         Args:
             pose: source clips `(clips, frames, joints, 3)`, metres, relative to the root.
@@ -71,13 +75,13 @@ class PoseAdversary(nn.Module):
         augmented = self.augmentor(pose, generator=generator)
         seen = view(augmented.pose)[:, ::_FRAMES_APART].flatten(0, 1)
         bent = augmented.bent[:, ::_FRAMES_APART].flatten(0, 1)
-        if self.certainty < _TOO_CERTAIN:
+        if self.turns >= self.head_start and self.certainty < _TOO_CERTAIN:
             weight_2d, weight_3d, weight_limits = self.weights
-            limits = bend_loss(augmented.bend.flatten(0, -2)) + rectified_loss(augmented.ratio)
+            limits = bend_loss(augmented.bend.flatten(0, -2)) + rectified_loss(augmented.ratio) + turn_loss(augmented.rotation)
             loss = weight_2d * generator_loss(self.keypoints(seen)) + weight_3d * generator_loss(self.structure(bent))
             self._update(0, loss + weight_limits * limits)
         self.turns += 1
-        if self.turns % 2 == 0 and len(target_2d):
+        if len(target_2d):
             real = pose[:, ::_FRAMES_APART].flatten(0, 1)
             verdicts = [
                 (self.keypoints(target_2d), self.keypoints(self.seen_pool(seen, generator))),
@@ -101,3 +105,9 @@ class PoseAdversary(nn.Module):
         loss.backward()
         nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group["params"]], 1.0)
         optimiser.step()
+
+
+def turn_loss(rotation: Tensor, limit: float = 30.0) -> Tensor:
+    """Keeps turns `(..., 3, 3)` small: the squared 1 - cos of those beyond `limit` degrees, mean."""
+    versine = (3 - rotation.diagonal(dim1=-2, dim2=-1).sum(-1)) / 2
+    return rectified_loss(versine, 1 - math.cos(math.radians(limit)))

@@ -72,6 +72,7 @@ def change_build(pose: Tensor, build: Build, skeleton: str | Skeleton) -> Tensor
     """
     skeleton = get_skeleton(skeleton)
     torso, limbs = _groups(skeleton)
+    build = Build(*(value.to(pose) for value in build))
     bones = bone_vectors(pose, skeleton).unbind(-2)
     axes = torso_axes(pose, skeleton)
     left, right = set(skeleton.left), set(skeleton.right)
@@ -113,7 +114,7 @@ def fit_build(
         rounds: how often roots are estimated anew.
 
     Raises:
-        ValueError: shapes that do not fit, no joint that is seen, or a skeleton whose anatomy is not known.
+        ValueError: shapes that do not fit, no joint that is seen, a clip without any keypoint, or a skeleton whose anatomy is not known.
     """
     skeleton = get_skeleton(skeleton)
     if pose.ndim != 4 or keypoints_2d.shape != (*pose.shape[:-1], 2) or confidence.shape != pose.shape[:-1]:
@@ -158,7 +159,7 @@ def fit_build(
 
 
 def torso_axes(pose: Tensor, skeleton: str | Skeleton) -> Tensor:
-    """The torso's axes as columns, `(..., 3, 3)`: to the person's left, along the spine, and the third (to the back or front)."""
+    """The torso's axes as columns, `(..., 3, 3)`: to the person's left, up along the spine, and to the front (in right-handed axes)."""
     skeleton = get_skeleton(skeleton)
     at = {name: pose[..., index, :] for index, name in enumerate(skeleton.joint_names)}
     left = at["left_shoulder"] - at["right_shoulder"] + at["left_hip"] - at["right_hip"]

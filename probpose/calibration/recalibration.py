@@ -18,13 +18,15 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
+from probpose.hub.push import HubMixin
+
 from .coverage import hypothesis_centre
 
 MODES = ("scale", "joint", "level", "radial")
 FEWEST_CASES = 200
 
 
-class Recalibration(ModelMixin, ConfigMixin):
+class Recalibration(HubMixin, ModelMixin, ConfigMixin):
     """Moves hypotheses about their coordinate-wise median, whose place does not change; and turns a predicted uncertainty into a radius.
 
     The factor of a hypothesis of joint j at distance d from the median, where ρ is the root-mean-square distance of the set, is

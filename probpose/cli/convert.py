@@ -23,7 +23,7 @@ PARTS = {
     "d3dp": Parts("D3DPPipeline", "D3DPScheduler"),
     "diffpose": Parts("DiffPosePipeline", "GMMScheduler", needs_lifter=True),
     "platypose": Parts("PlatyposePipeline", "EnergyGuidedDDIMScheduler"),
-    "posynda": Parts("D3DPPipeline", "D3DPScheduler"),
+    "posynda": Parts("PoSynDAPipeline", "D3DPScheduler"),
     "posynda_refiner": Parts(None, None),
 }
 

@@ -25,6 +25,7 @@ from .options import (
     load_model,
     own_device,
     parse_size,
+    pinhole,
     sampler_settings,
 )
 
@@ -159,12 +160,10 @@ def _parsed(pairs: list[str]) -> dict[str, Any]:
 
 
 def _parse_lens(lens: str) -> Any:
-    from probpose.geometry import Camera
-
     size, _, length = lens.partition(":")
-    width, height = parse_size(size)
+    image_size = parse_size(size)
     try:
         focal = float(length)
     except ValueError:
         raise ValueError(f"--lens must be WIDTHxHEIGHT:FOCAL, e.g. 1920x1080:1480, got {lens!r}") from None
-    return Camera((focal, focal), (width / 2, height / 2), image_size=(width, height))
+    return pinhole(focal, image_size)

@@ -49,6 +49,11 @@ class Start(str, Enum):
 
 
 Model = Annotated[str, typer.Option(help="Bundled name, folder or Hub id of a pipeline.")]
+JointSet = Annotated[str | None, typer.Option("--skeleton", help="Joint set of the keypoints, e.g. coco_17, if the file does not tell.")]
+Conversion = Annotated[str | None, typer.Option(help="COCO to H36M formula: simple, demo or gast.")]
+ImageSize = Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels, if the file does not tell.")]
+Focal = Annotated[float | None, typer.Option(help="Focal length in pixels, if known. Default: a 55 degree field of view.")]
+FrameRate = Annotated[float | None, typer.Option("--fps", help="Frame rate of the video. Default: the file's, or 30.")]
 Hypotheses = Annotated[int | None, typer.Option("--num-hypotheses", "-k", help="Samples per motion. Default: the model's.")]
 Steps = Annotated[int | None, typer.Option("--steps", help="Sampling steps. Default: the model's.")]
 FlipOption = Annotated[
@@ -80,7 +85,8 @@ def resolve_model(model: str) -> str:
     return str(bundled_model(model) or model)
 
 
-def load_model(model: str, device: str) -> Any:
+def load_model(model: str, device: str, kind: Any = None) -> Any:
+    """The pipeline in float32, of the class that it names, or of class `kind`."""
     import torch
     from diffusers.utils.logging import disable_progress_bar
 
@@ -94,7 +100,7 @@ def load_model(model: str, device: str) -> Any:
         torch.empty(0, device=device_)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"--device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
-    return ProbPosePipeline.from_pretrained(resolve_model(model)).to(device_)
+    return (kind or ProbPosePipeline).from_pretrained(resolve_model(model)).to(device_)
 
 
 _OPTIONS = {
@@ -151,6 +157,13 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
         return check_image_size(text.lower().replace("×", "x").split("x"))
     except ValueError:
         raise ValueError(f"the image size must be WIDTHxHEIGHT in pixels, e.g. 1920x1080, got {text!r}") from None
+
+
+def pinhole(focal: float, size: tuple[int, int]) -> Any:
+    """A camera of which the focal length and the image size are known."""
+    from probpose.geometry import Camera
+
+    return Camera((focal, focal), (size[0] / 2, size[1] / 2), image_size=size)
 
 
 def own_device(device: str, local_index: int) -> str:

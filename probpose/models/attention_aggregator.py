@@ -19,6 +19,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from probpose.geometry import Camera, root_of_hypotheses, rotation_between_z_and
+from probpose.hub.push import HubMixin
 
 from .attention import AttentionBackendMixin
 from .layers import TransformerBlock
@@ -46,7 +47,7 @@ class AttentionAggregatorOutput(BaseOutput):
     weights: Tensor
 
 
-class AttentionAggregator(AttentionBackendMixin, ModelMixin, ConfigMixin):
+class AttentionAggregator(AttentionBackendMixin, HubMixin, ModelMixin, ConfigMixin):
     """Learned aggregation of hypotheses.
 
     The pose is the weighted mean of the hypotheses plus, with `correction`, a small offset. An untrained network returns the mean.

@@ -18,6 +18,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from probpose.geometry import rotation_between_z_and
+from probpose.hub.push import HubMixin
 
 from .adapters import AdapterMixin
 from .attention import AttentionBackendMixin
@@ -26,7 +27,7 @@ from .layers import TransformerBlock
 from .outputs import PoseModelOutput
 
 
-class FrameTransformerModel(AttentionBackendMixin, AdapterMixin, ModelMixin, ConfigMixin):
+class FrameTransformerModel(AttentionBackendMixin, AdapterMixin, HubMixin, ModelMixin, ConfigMixin):
     """Denoiser or lifter with one token per frame.
 
     Args:

@@ -12,6 +12,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from probpose.hub.push import HubMixin
 from probpose.skeletons import get_skeleton
 
 from .adapters import AdapterMixin
@@ -200,7 +201,7 @@ def _key_mask(joint_mask: Tensor | None, batch: int, hypotheses: int, frames: in
     return joint_mask[:, None].expand(-1, hypotheses, -1, -1).reshape(-1, 1, 1, joints)
 
 
-class GraFormerDenoiser(AttentionBackendMixin, AdapterMixin, ModelMixin, ConfigMixin):
+class GraFormerDenoiser(AttentionBackendMixin, AdapterMixin, HubMixin, ModelMixin, ConfigMixin):
     """DiffPose's denoiser (GCNdiff): noisy `uvxyz` and a timestep in, a prediction of the same five channels out.
 
     What is predicted is the scheduler's business (published: the scaled noise). Defaults are the published network.
@@ -326,7 +327,7 @@ class GraFormerDenoiser(AttentionBackendMixin, AdapterMixin, ModelMixin, ConfigM
         return projected.expand(-1, hypotheses, -1, -1, -1).flatten(0, 2)
 
 
-class GraFormerLifter(AttentionBackendMixin, AdapterMixin, ModelMixin, ConfigMixin):
+class GraFormerLifter(AttentionBackendMixin, AdapterMixin, HubMixin, ModelMixin, ConfigMixin):
     """DiffPose's lifter (GCNpose): 2D in, 3D out, one frame at a time. Defaults are the published network.
 
     Args:

@@ -14,6 +14,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from probpose.hub.push import HubMixin
+
 from .adapters import AdapterMixin, effective_weight
 from .attention import AttentionBackendMixin
 from .embeddings import TimestepEmbedding
@@ -21,7 +23,7 @@ from .layers import TransformerBlock
 from .outputs import PoseModelOutput
 
 
-class MixSTEModel(AttentionBackendMixin, AdapterMixin, ModelMixin, ConfigMixin):
+class MixSTEModel(AttentionBackendMixin, AdapterMixin, HubMixin, ModelMixin, ConfigMixin):
     """Joint-token denoiser (5 input channels) or plain lifter (2). Defaults are the published D3DP network.
 
     Args:

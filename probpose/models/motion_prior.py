@@ -14,6 +14,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from probpose.hub.push import HubMixin
 from probpose.skeletons import get_skeleton
 
 from .adapters import AdapterMixin
@@ -26,7 +27,7 @@ AXES = ("world", "camera")
 TRAJECTORIES = ("absolute", "relative")
 
 
-class MotionPriorModel(AttentionBackendMixin, AdapterMixin, ModelMixin, ConfigMixin):
+class MotionPriorModel(AttentionBackendMixin, AdapterMixin, HubMixin, ModelMixin, ConfigMixin):
     """Clean motions from noisy ones, whoever looks at them.
 
     A motion is `(frames, joints, 3)` in metres: every joint relative to the root of its frame, and in the root's own place the root's

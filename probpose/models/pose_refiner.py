@@ -13,6 +13,8 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from probpose.hub.push import HubMixin
+
 from .attention import AttentionBackendMixin, SelfAttention
 from .motion_prior import sinusoids
 from .outputs import PoseModelOutput
@@ -20,7 +22,7 @@ from .outputs import PoseModelOutput
 _MILLIMETRES = 1000.0
 
 
-class PoseRefiner(AttentionBackendMixin, ModelMixin, ConfigMixin):
+class PoseRefiner(AttentionBackendMixin, HubMixin, ModelMixin, ConfigMixin):
     """Poses from poses, each for itself: no neighbouring frame, no 2D, and no residual connection around the whole.
 
     Joint j sees the joints up to j, so the order of the skeleton matters. Defaults are the published network.

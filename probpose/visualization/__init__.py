@@ -7,13 +7,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from probpose.visualization.adaptation import plot_adaptation
     from probpose.visualization.figure import plot_hypotheses
     from probpose.visualization.html import write_html
     from probpose.visualization.reliability import plot_reliability
 
-__all__ = ["plot_hypotheses", "plot_reliability", "write_html"]
+__all__ = ["plot_adaptation", "plot_hypotheses", "plot_reliability", "write_html"]
 
-_HOMES = {"plot_hypotheses": "figure", "plot_reliability": "reliability", "write_html": "html"}
+_HOMES = {"plot_adaptation": "adaptation", "plot_hypotheses": "figure", "plot_reliability": "reliability", "write_html": "html"}
 
 
 def __getattr__(name: str) -> Any:

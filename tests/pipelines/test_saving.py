@@ -143,7 +143,9 @@ def test_pickled_weights_are_not_opened(copy):
 def test_foreign_pipelines_are_refused(tmp_path, name, loader):
     index = {"_class_name": name, "_diffusers_version": "0.42.0", "vae": ["diffusers", "AutoencoderKL"]}
     (tmp_path / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match=r"no probpose pipeline; known: \['D3DPPipeline', 'DiffPosePipeline', 'PlatyposePipeline'\]"):
+    with pytest.raises(
+        ValueError, match=r"no probpose pipeline; known: \['D3DPPipeline', 'DiffPosePipeline', 'PlatyposePipeline', 'PoSynDAPipeline'\]"
+    ):
         loader.from_pretrained(tmp_path)
 
 
