@@ -45,6 +45,7 @@ from .windows import cut_windows, window_starts
 
 _NEAREST = 0.5  # metres; nothing is projected that is nearer
 _LEAST_CONFIDENCE = 0.3
+_FAR = 0.5  # metres; what reprojects farther off is as wrong as can be
 _FRAMES_OF_BUILD = 3  # every third frame of a window tells the build
 
 
@@ -104,7 +105,8 @@ class AdaptationSettings:
             if isinstance(field.default, bool):
                 fine, allowed = isinstance(value, bool), "True or False"
             elif field.name == "rank":
-                fine, allowed = value is None or (isinstance(value, int) and value >= 1), "None or at least 1"
+                fine = value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 1)
+                allowed = "None or an integer of at least 1"
             elif isinstance(field.default, int):
                 least = 0 if field.name == "warm_up" else 2 if field.name == "batch_size" else 1
                 fine, allowed = isinstance(value, int) and not isinstance(value, bool) and value >= least, f"an integer of at least {least}"
@@ -193,7 +195,7 @@ class TargetWindows:
         shown &= seen[..., pipe.root_index].any(-1) & seen[:, ::_FRAMES_OF_BUILD].any(-1).any(-1)
         if not shown.any():
             raise ValueError(f"none of {len(shown)} windows of the target shows a person and the root joint for half of its frames")
-        return cls(*(value[shown] for value in columns), pipe.denoiser.config.get("fps") or 30.0)
+        return cls(*(value[shown] for value in columns), tracks[0].fps)
 
     def split(self, held_out: float) -> tuple[TargetWindows, TargetWindows]:
         """To adapt to, and to judge by: blocks of neighbouring windows; all of them for both where there are too few."""
@@ -239,7 +241,7 @@ class Adaptation:
         self.best: list[Tensor] = self.start
 
     def _trainable(self) -> list[Tensor]:
-        rank = self.settings.rank
+        rank, self.active = self.settings.rank, self.denoiser.active_adapters()
         if rank is None:
             self.denoiser.requires_grad_(True)
         else:
@@ -330,6 +332,8 @@ class Adaptation:
         self._set(self.start)
         if self.settings.rank is not None:
             self.denoiser.delete_adapters(self.adapter_name)
+        if self.active:
+            self.denoiser.set_adapters(self.active)
         self.denoiser.eval()
 
     def _set(self, values: Sequence[Tensor]) -> None:
@@ -391,7 +395,7 @@ class Adaptation:
         hypotheses = self._lifted(self.judged, seed_of(self.seed, "criterion"))
         pose, target = hypotheses.mean(1), self.judged
         root = root_of_hypotheses(hypotheses, target.keypoints_2d, target.camera, target.confidence, target.fps)
-        errors = self._errors(pose, target, root).clamp_max(10 * self.settings.label_error)
+        errors = self._errors(pose, target, root).clamp_max(_FAR)
         seen = target.confidence > _LEAST_CONFIDENCE
         return {
             "reprojection_mm": 1000 * errors[seen].mean().item(),
@@ -547,7 +551,7 @@ class Adaptation:
             state = torch.load(path, weights_only=True, map_location=self.device)
         except Exception as error:
             raise ValueError(f"{path} is damaged: {error}") from None
-        if not isinstance(state, dict) or not {"settings", "seed", "parameters", "optimiser", "teacher"} <= state.keys():
+        if not isinstance(state, dict) or not {"settings", "seed", "parameters", "history", "optimiser", "teacher"} <= state.keys():
             raise ValueError(f"{path} is damaged: it holds no run of adaptation")
         own = {**asdict(self.settings), "seed": self.seed}
         saved = {**state["settings"], "seed": state["seed"]}
@@ -555,7 +559,9 @@ class Adaptation:
             raise ValueError(f"{path} is of a run with other settings: {'; '.join(differing)}")
         if [p.shape for p in state["parameters"]] != [p.shape for p in self.parameters]:
             raise ValueError(f"{path} is of a run with another model")
-        if not math.isclose(state["history"][0]["reprojection_mm"], self.criterion()["reprojection_mm"], rel_tol=1e-3):
+        with self._sampling_quietly():
+            before = self.criterion()
+        if not math.isclose(state["history"][0]["reprojection_mm"], before["reprojection_mm"], rel_tol=1e-3):
             raise ValueError(f"{path} is of a run with another target or other weights: the model reprojects differently onto this target")
         self._set(state["parameters"])
         self.best, self.build, self.history = state["best"], Build(*state["build"]), state["history"]

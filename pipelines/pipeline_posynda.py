@@ -114,16 +114,21 @@ class PoSynDAPipeline(D3DPPipeline):
             raise ValueError(f"adapter_name: the pipeline has an adapter {adapter_name!r} already; choose another name")
         if self.denoiser.dtype != torch.float32:
             raise ValueError(f"the denoiser must be in float32 to be trained, not {self.denoiser.dtype}: pipe.to(torch.float32)")
+        if settings.rank is None and self.denoiser.adapters:
+            raise ValueError(f"rank=None trains the denoiser's own weights: take the adapters {self.denoiser.adapters} off first")
+        if state is not None and not Path(state).parent.is_dir():
+            raise FileNotFoundError(f"state: the folder {Path(state).parent} does not exist")
         config = self.denoiser.config
-        tracks = target_keypoints
-        if not (isinstance(tracks, list) and tracks and all(isinstance(track, TargetTrack) for track in tracks)):
+        tracks = [target_keypoints] if isinstance(target_keypoints, TargetTrack) else target_keypoints
+        if not (isinstance(tracks, (list, tuple)) and tracks and all(isinstance(track, TargetTrack) for track in tracks)):
             tracks = target_tracks(
                 target_keypoints, skeleton=self.skeleton, fps=config.get("fps") or 30.0, camera=cameras, image_size=image_size,
                 keypoint_skeleton=skeleton, keypoint_fps=fps, conversion=conversion,
                 hidden_when_converted=self.config.get("hidden_when_converted") or (),
             )  # fmt: skip
-        elif any(track.skeleton != self.skeleton or track.fps != (config.get("fps") or track.fps) for track in tracks):
-            raise ValueError(f"target_keypoints: the model takes tracks of {self.skeleton} at {config.get('fps')} frames per second")
+        elif any(track.skeleton != self.skeleton or track.fps != (config.get("fps") or tracks[0].fps) for track in tracks):
+            rate = config.get("fps") or "one number of"
+            raise ValueError(f"target_keypoints: the model takes tracks of {self.skeleton} at {rate} frames per second")
         target = TargetWindows.of_tracks(self, tracks)
         run = Adaptation(self, target, self._source(source), settings, adapter_name, seed)
         try:
@@ -147,12 +152,16 @@ class PoSynDAPipeline(D3DPPipeline):
         if isinstance(source, Tensor):
             if source.ndim != 4 or source.shape[1:] != (frames, joints, 3) or not len(source):
                 raise ValueError(f"source must have shape (windows, {frames}, {joints}, 3) for this model, got {tuple(source.shape)}")
+            if not (source.isfinite().all() and (source[..., 2] > 0).all()):
+                raise ValueError("source must hold absolute poses in front of the camera (z > 0), all joints known")
             return SourcePoses(source, self.root_index)
         if hasattr(source, "render"):
             if (length := getattr(source, "num_frames", frames)) != frames:
                 raise ValueError(f"source has windows of {length} frames, the model takes {frames}")
             if (rate := getattr(getattr(source, "clips", None), "fps", None)) not in (None, config.get("fps") or rate):
                 raise ValueError(f"source has {rate:g} frames per second, the model takes {config.fps:g}")
+            if isinstance(source, TrainingWindows) and (source.axes, self.skeleton) != ("camera", "h36m_17"):
+                raise ValueError(f"source has h36m_17 in {source.axes} axes, the model takes {self.skeleton} in camera axes")
             return source
         clips = source if isinstance(source, MocapClips) else MocapClips(source)
         if self.skeleton != "h36m_17" or clips.fps != (config.get("fps") or clips.fps):

@@ -12,9 +12,14 @@ from .batch import Shards, Stored, sample_batch
 from .options import (
     DEFAULT_MODEL,
     BatchSize,
+    Conversion,
     Device,
     FlipOption,
+    Focal,
+    FrameRate,
     Hypotheses,
+    ImageSize,
+    JointSet,
     Model,
     Overwrite,
     Seed,
@@ -36,6 +41,7 @@ from .tracks import check_size, sample_track
         "probpose sample walk.npz --out out",
         "probpose sample openpose_folder/ --image-size 1920x1080 --fps 30 --out out",
         "probpose sample results.json --skeleton coco_17 --image-size 1280x720 --focal 980 -k 50 --out out",
+        "probpose sample walk.npz --export bvh --export trc --out out",
         "probpose sample walk.npz --model diffpose-mocap17 --start noisy --flip lifter --out out",
         "probpose sample recordings/ --batch --shards parquet --out out --resume",
         "torchrun --nproc-per-node 8 -m probpose sample recordings/ --batch --out out     (8 processors)",
@@ -46,11 +52,11 @@ def sample(
     keypoints: Annotated[Path, typer.Argument(help="Keypoint file or folder: npz, npy, COCO, OpenPose, MMPose, Ultralytics, AlphaPose …")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path("out"),
     model: Model = DEFAULT_MODEL,
-    skeleton: Annotated[str | None, typer.Option(help="Joint set of the keypoints, e.g. coco_17, if the file does not tell.")] = None,
-    conversion: Annotated[str | None, typer.Option(help="COCO to H36M formula: simple, demo or gast.")] = None,
-    image_size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels, if the file does not tell.")] = None,
-    focal: Annotated[float | None, typer.Option(help="Focal length in pixels, if known. Default: a 55 degree field of view.")] = None,
-    fps: Annotated[float | None, typer.Option(help="Frame rate of the video. Default: the file's, or 30.")] = None,
+    skeleton: JointSet = None,
+    conversion: Conversion = None,
+    image_size: ImageSize = None,
+    focal: Focal = None,
+    fps: FrameRate = None,
     format: Annotated[str | None, typer.Option(help="Layout of the file, if it is not recognised. See probpose info.")] = None,
     num_hypotheses: Hypotheses = None,
     steps: Steps = None,
@@ -64,6 +70,7 @@ def sample(
     max_batch_size: BatchSize = 256,
     picture: Annotated[bool | None, typer.Option("--picture/--no-picture", help="Write a PNG. Default: yes, but not in a batch.")] = None,
     page: Annotated[bool | None, typer.Option("--page/--no-page", help="Write an HTML page. Default: yes, but not in a batch.")] = None,
+    export: Annotated[list[str] | None, typer.Option(help="Write this format, too: bvh, glb, trc, csv, json. May be repeated.")] = None,
     overwrite: Overwrite = False,
     batch: Annotated[bool, typer.Option("--batch", help="The folder holds many recordings; write shards.")] = False,
     shards: Annotated[Shards | None, typer.Option(help="Batch: file format. Default: npz.")] = None,
@@ -76,7 +83,7 @@ def sample(
     """Sample 3D motions from 2D keypoints; one result per person.
 
     Writes NAME.npz (hypotheses, pose, uncertainty, root, …; lifted, if the model has a lifter), NAME.png and NAME.html into the output
-    folder.
+    folder, and NAME.bvh (Blender), NAME.glb, NAME.trc (OpenSim), NAME.csv, NAME.json (COCO's layout) where --export asks for them.
 
     With --batch every keypoint file in the folder and its sub-folders is a recording; so is a sub-folder with one file per frame. A
     person's result is called like "walk.json/person3". The results go into shards (npz, or Parquet with one row per frame), and
@@ -91,6 +98,8 @@ def sample(
     if batch:
         if picture or page:
             raise ValueError("--picture and --page are for one recording, not for a --batch")
+        if export:
+            raise ValueError("--export is for one recording, not for a --batch")
         failed = sample_batch(
             keypoints, out, reading, call, settings, model, seed, device, threads or 1, shards or Shards.npz, shard_size or 16,
             store_hypotheses or Stored.float32, resume, overwrite, strict,
@@ -100,18 +109,23 @@ def sample(
     only |= {"--resume": resume or None, "--strict": strict or None}
     if given := [option for option, value in only.items() if value is not None]:
         raise ValueError(f"{', '.join(given)}: for a --batch only")
-    _sample_recording(keypoints, out, reading, call, settings, model, seed, device, picture is not False, page is not False, overwrite)
+    _sample_recording(
+        keypoints, out, reading, call, settings, model, seed, device, picture is not False, page is not False, export or [], overwrite
+    )
 
 
 def _sample_recording(
     keypoints: Path, out: Path, reading: dict, call: dict, settings: dict, model: str, seed: int, device: str, picture: bool, page: bool,
-    overwrite: bool,
+    formats: list[str], overwrite: bool,
 ) -> None:  # fmt: skip
     import torch
     from tqdm.auto import tqdm
 
     from probpose.data import read_keypoints
+    from probpose.export import Motion, check_format, export
 
+    # The result itself is an npz with all that this format would hold.
+    formats = [name for name in dict.fromkeys(map(check_format, formats)) if name != "npz"]
     try:
         tracks = read_keypoints(keypoints, **reading)
     except (ValueError, FileNotFoundError) as error:
@@ -124,7 +138,7 @@ def _sample_recording(
         check_size(track, keypoints)
     name = keypoints.stem if keypoints.is_file() else keypoints.resolve().name
     names = [name if len(tracks) == 1 else f"{name}_person{track.track_id}" for track in tracks]
-    suffixes = [".npz", *([".png"] if picture else []), *([".html"] if page else [])]
+    suffixes = [".npz", *([".png"] if picture else []), *([".html"] if page else []), *(f".{name}" for name in formats)]
     taken = [p for n in names for p in (out / f"{n}{suffix}" for suffix in suffixes) if p.exists()]
     if taken and not overwrite:
         raise FileExistsError(f"{taken[0]} exists; pass --overwrite to replace it")
@@ -136,6 +150,9 @@ def _sample_recording(
         pipe.set_progress_bar_config(desc=f"sampling {person_name}", leave=len(tracks) == 1)
         result = sample_track(pipe, track, torch.Generator().manual_seed(seed), settings, **call)
         _write_result(out / person_name, result, track, pipe, {"model": model, "seed": seed, **settings}, picture, page, overwrite)
+        motion = Motion.from_output(result, track.fps or 30.0, pipe.skeleton, person_name, int(track.frame[0]))
+        for format in formats:
+            export(motion, out / f"{person_name}.{format}", overwrite=overwrite)
         tqdm.write(_summary(person_name, result, [out / f"{person_name}{suffix}" for suffix in suffixes]))
 
 
