@@ -37,7 +37,7 @@ from probpose.data.bridge import TargetTrack
 from probpose.files import replacing
 from probpose.geometry import Camera, reprojection_error, root_of_hypotheses
 from probpose.shards import seed_of
-from probpose.skeletons import bone_lengths
+from probpose.skeletons import bone_lengths, conversion_matrix
 
 from .pipeline_d3dp import SamplerSettings
 from .pipeline_probpose import fill_missing
@@ -106,7 +106,7 @@ class AdaptationSettings:
                 fine, allowed = isinstance(value, bool), "True or False"
             elif field.name == "rank":
                 fine = value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 1)
-                allowed = "None or an integer of at least 1"
+                allowed = "None or at least 1"
             elif isinstance(field.default, int):
                 least = 0 if field.name == "warm_up" else 2 if field.name == "batch_size" else 1
                 fine, allowed = isinstance(value, int) and not isinstance(value, bool) and value >= least, f"an integer of at least {least}"
@@ -228,6 +228,7 @@ class Adaptation:
         self.denoiser, self.scheduler, self.skeleton = pipe.denoiser, pipe.scheduler, pipe.skeleton
         self.sampler = SamplerSettings(num_hypotheses=settings.num_hypotheses, num_inference_steps=2, flip=False, share_first_step=True)
         self.detector = DetectorNoise()
+        self.order = _human36m_order(self.skeleton)
         self.round = self.drawn = 0
         self.history: list[dict[str, float]] = []
         self.build = Build(*(value.to(self.device) for value in Build.unchanged(self.skeleton)))
@@ -510,7 +511,9 @@ class Adaptation:
         """What a detector sees of poses in front of the target's cameras; a joint of confidence 0 is where it would have seen it."""
         slopes = absolute[..., :2] / absolute[..., 2:]
         random = WindowRandom(seed_of(self.seed, "detector"), list(range(self.drawn, self.drawn + len(slopes))))
-        slopes, confidence = self.detector(slopes.cpu(), random)
+        slopes, confidence = self.detector(slopes.cpu()[..., self.order, :], random)
+        back = self.order.argsort()
+        slopes, confidence = slopes[..., back, :], confidence[..., back]
         focal, centre = partner.focal[:, None, None], partner.centre[:, None, None]
         keypoints = slopes.to(self.device) * focal + centre
         return keypoints, confidence.to(self.device)
@@ -571,6 +574,14 @@ class Adaptation:
         if self.adversary is not None:
             self.adversary.load_state_dict(state["adversary"])
             self.adversary.load_optimiser_state(state["adversary_optimisers"])
+
+
+def _human36m_order(skeleton: str) -> Tensor:
+    """Where Human3.6M's joints, whose mistakes `DetectorNoise` makes, stand in a skeleton `(17,)`."""
+    matrix = torch.eye(17) if skeleton == "h36m_17" else torch.as_tensor(conversion_matrix(skeleton, "h36m_17"))
+    if matrix.shape != (17, 17) or not all(((matrix == 1).sum(axis) == 1).all() for axis in (0, 1)):
+        raise ValueError(f"a detector's errors are known for the joints of h36m_17 in any order, not for {skeleton}")
+    return matrix.argmax(1)
 
 
 def plausibility(hypotheses: Tensor, skeleton: str) -> dict[str, float]:

@@ -118,6 +118,8 @@ class PoSynDAPipeline(D3DPPipeline):
             raise ValueError(f"rank=None trains the denoiser's own weights: take the adapters {self.denoiser.adapters} off first")
         if state is not None and not Path(state).parent.is_dir():
             raise FileNotFoundError(f"state: the folder {Path(state).parent} does not exist")
+        if resume and state is None:
+            raise ValueError("resume=True needs the file that the run was saved in: state=...")
         config = self.denoiser.config
         tracks = [target_keypoints] if isinstance(target_keypoints, TargetTrack) else target_keypoints
         if not (isinstance(tracks, (list, tuple)) and tracks and all(isinstance(track, TargetTrack) for track in tracks)):
