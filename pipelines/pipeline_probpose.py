@@ -70,7 +70,7 @@ class ProbPosePipeline(HubMixin, AdapterPipelineMixin, DiffusionPipeline):
 
         Raises:
             FileNotFoundError: a folder or one of its parts is missing, or nothing of that name is on the Hub or in the cache.
-            ValueError: not a probpose pipeline, or a damaged file.
+            ValueError: not a probpose pipeline, one of another kind than this class, or a damaged file.
             OSError: the Hub cannot be reached, or refuses.
         """
         import probpose.pipelines as public
@@ -84,6 +84,8 @@ class ProbPosePipeline(HubMixin, AdapterPipelineMixin, DiffusionPipeline):
         name = index.get("_class_name")
         if not isinstance(name, str) or name not in known:
             raise ValueError(f"{pretrained_model_name_or_path} holds a {name!r}, which is no probpose pipeline; known: {sorted(known)}")
+        if not (issubclass(cls, known[name]) or issubclass(known[name], cls)):
+            raise ValueError(f"{pretrained_model_name_or_path} holds a {name}, which cannot be loaded as a {cls.__name__}")
         stored = check_parts(path, index)
         if "torch_dtype" not in kwargs:
             kwargs.setdefault("dtype", torch.float32)

@@ -621,3 +621,9 @@ def test_a_detector_errs_alike_in_another_order_of_the_joints():
     mine = get_skeleton("h36m_17").joint_names
     assert sum(a == b for a, b in zip(names, mine)) >= 13
     assert [order.tolist().index(other.flip_index[joint]) for joint in order] == list(get_skeleton("h36m_17").flip_index)
+
+
+@pytest.mark.parametrize("name", ["diffpose-mocap17", "platypose-mocap17"])
+def test_a_pipeline_of_another_kind_is_not_loaded(name):
+    with pytest.raises(ValueError, match=f"{name} holds a .*Pipeline, which cannot be loaded as a PoSynDAPipeline"):
+        PoSynDAPipeline.from_pretrained(name)
