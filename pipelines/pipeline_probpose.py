@@ -250,10 +250,8 @@ class ProbPosePipeline(HubMixin, AdapterPipelineMixin, DiffusionPipeline):
         canonical = self.canonical_camera
         if canonical is not None:
             return Camera(canonical[:2], canonical[2:], slope_limit=math.inf)
-        width, height = camera.image_size
-        return Camera(
-            2 * camera.focal / width, 2 * camera.centre / width - camera.centre.new_tensor([1.0, height / width]), slope_limit=math.inf
-        )
+        screen = camera.normalised()
+        return Camera(screen.focal, screen.centre, slope_limit=math.inf)
 
     def finish(
         self,
