@@ -1,6 +1,7 @@
 """Readers of 2D keypoint files: every format as its tool writes it, exact values, identities, and clear refusals."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from probpose.data.keypoints import (
     read_keypoints,
     write_keypoints,
 )
+from probpose.data.keypoints.recordings import recordings_below
 
 # An upright person in COCO's order, 100 pixels tall, in whole pixels so that every format holds it exactly.
 # fmt: off
@@ -576,6 +578,15 @@ def test_bare_arrays_by_shape(tmp_path):
     np.testing.assert_allclose(track.keypoints_2d[0], person(joints=33), rtol=1e-5)
 
 
+def test_numbers_in_json(write):
+    points = person(joints=18).tolist()
+    points[3] = [None, None]
+    (track,) = read_keypoints(write("a.json", [points, points]))
+    check(track, [0, 1], "openpose_18")
+    assert track.source["format"] == "numbers" and np.isnan(track.keypoints_2d[:, 3]).all()
+    np.testing.assert_array_equal(track.keypoints_2d[1, 4:], person(joints=18)[4:])
+
+
 @pytest.mark.parametrize(
     ("array", "message"),
     [
@@ -600,15 +611,148 @@ def test_bare_arrays_refused(tmp_path, array, message):
         read_keypoints(path)
 
 
-def test_pickled_members_are_refused_with_a_hint(tmp_path):
-    pickled = np.array({"clip.mp4": {"custom": [person()]}}, dtype=object)
-    np.savez(tmp_path / "data_2d_custom_x.npz", positions_2d=pickled, metadata=pickled)
-    with pytest.raises(ValueError, match=r"data_2d_custom_x.*'positions_2d'.*keypoints_2d=old"):
-        read_keypoints(tmp_path / "data_2d_custom_x.npz")
-    boxes = np.array([[[], person()], [[], []]], dtype=object)
-    np.savez(tmp_path / "clip.mp4.npz", boxes=boxes, segments=boxes, keypoints=boxes, metadata=pickled)
-    with pytest.raises(ValueError, match=r"clip\.mp4.*'keypoints'.*0, 1, 3"):
-        read_keypoints(tmp_path / "clip.mp4.npz")
+class Evil:
+    def __reduce__(self):
+        return (print, ("run",))
+
+
+def test_pickled_members(tmp_path, capsys):
+    """VideoPose3D's and Detectron's objects are restored, anything else is refused, and nothing is ever run."""
+    views = [np.stack([person(x)] * 5) for x in (100, 300)]
+    symmetry = {"layout_name": "h36m", "num_joints": 17, "keypoints_symmetry": [[4], [1]]}
+    path = tmp_path / "data_2d_h36m_cpn.npz"
+    np.savez(path, positions_2d={"S9": {"Walking": views}, "S11": {"Eating 1": views[:1]}}, metadata=symmetry)
+    tracks = read_keypoints(path)
+    assert [(t.track_id, t.source["notes"][0]) for t in tracks] == [(0, "S9/Walking/0"), (1, "S9/Walking/1"), (2, "S11/Eating 1/0")]
+    check(tracks[1], [0, 1, 2, 3, 4], "h36m_17")
+    np.testing.assert_array_equal(tracks[1].keypoints_2d, views[1])
+    assert tracks[0].image_size is None and "no confidences" in notes(tracks[0])
+
+    np.savez(path, positions_2d=np.array({"S9": views}, dtype=object), metadata=symmetry)
+    with pytest.raises(ValueError, match=r"cpn\.npz.*layout of 'videopose3d'"):
+        read_keypoints(path)
+    np.savez(path, positions_2d=np.array(Evil(), dtype=object), metadata=symmetry)
+    with pytest.raises(ValueError, match=r"cpn\.npz.*would run code"):
+        read_keypoints(path)
+    ragged = np.empty(2, dtype=object)
+    ragged[:] = [np.ones((1, 17, 2)), np.ones((2, 17, 2))]
+    np.savez(tmp_path / "ragged.npz", keypoints=ragged, scores=ragged)
+    with pytest.raises(ValueError, match=r"ragged\.npz.*pickled Python objects in 'keypoints'.*np\.savez"):
+        read_keypoints(tmp_path / "ragged.npz")
+    assert capsys.readouterr().out == ""
+
+
+def test_detectron_without_anybody(tmp_path):
+    np.savez(tmp_path / "clip.mp4.npz", boxes=[[[], []]] * 3, keypoints=[[[], []]] * 3, metadata={"w": 640, "h": 480})
+    assert detect_format(tmp_path / "clip.mp4.npz") == "detectron"
+    with pytest.warns(UserWarning, match="no person in any of 3 frames"):
+        assert read_keypoints(tmp_path / "clip.mp4.npz") == []
+
+
+def test_results_of_ours_are_read_in_the_joints_of_their_input(tmp_path):
+    points = np.stack([person()] * 3)
+    np.savez(tmp_path / "out.npz", keypoints_2d=points, pose=np.ones((3, 17, 3)), skeleton="h36m_17", input_skeleton="coco_17")
+    assert read_keypoints(tmp_path / "out.npz")[0].skeleton == "coco_17"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Joints by name: DeepLabCut, SLEAP
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def deeplabcut(frames, names, individuals=None, index=None, axes=("x", "y", "likelihood")):
+    """`frames`: per frame the values of all columns."""
+    columns = [(who, name, axis) for who in individuals or [""] for name in names for axis in axes]
+    heads = [["scorer"] + ["me"] * len(columns)]
+    heads += [["individuals", *(who for who, _, _ in columns)]] if individuals else []
+    heads += [["bodyparts", *(name for _, name, _ in columns)], ["coords", *(axis for _, _, axis in columns)]]
+    rows = [[str(i) if index is None else index[i], *map(str, values)] for i, values in enumerate(frames)]
+    return "\n".join(",".join(row) for row in [*heads, *rows])
+
+
+LIMBS = [name for name in COCO_NAMES if name.split("_")[-1] in ("shoulder", "elbow", "wrist", "hip", "knee", "ankle")]
+
+
+@pytest.mark.parametrize(
+    "spell",
+    [
+        str,
+        str.upper,
+        lambda name: name.replace("_", " "),
+        lambda name: "{1}.{0}".format(*name.title().split("_"))[:-3] if "Right" in name else name,
+        lambda name: f"{name.split('_')[1]}_{name[0].upper()}",
+        lambda name: name[0].upper() + name.split("_")[1].title(),
+        lambda name: "".join(map(str.title, name.split("_"))),
+    ],
+)
+def test_deeplabcut_joints_in_any_spelling(write, spell):
+    names = [spell(name) for name in LIMBS] + ["Nose", "racket"]
+    points = {name: xy for name, xy in zip(COCO_NAMES, person())}
+    values = [*(v for name in LIMBS for v in (*points[name], 0.5)), *points["nose"], 0.25, 1, 1, 1]
+    (track,) = read_keypoints(write("clipDLC.csv", deeplabcut([values, ["" for _ in values], values], names)))
+    check(track, [0, 1, 2])
+    assert np.isnan(track.keypoints_2d[0, 1:5]).all() and np.isnan(track.keypoints_2d[1]).all()
+    np.testing.assert_array_equal(track.keypoints_2d[2, 5:], person()[5:])
+    np.testing.assert_array_equal(track.confidence[0], [0.25, 0, 0, 0, 0, *[0.5] * 12])
+    assert "racket" in notes(track)
+
+
+def test_deeplabcut_several_and_labelled_by_hand(write, tmp_path):
+    values = person().ravel().tolist()
+    table = deeplabcut([values * 2] * 2, COCO_NAMES, ["ann", "ben"], ["labeled-data/a/img04.png", "labeled-data/a/img06.png"], ("x", "y"))
+    rows = [row.split(",") for row in table.splitlines()]
+    rows = [[*row, *extra] for row, extra in zip(rows, [["me"] * 2, ["single"] * 2, ["net"] * 2, ["x", "y"], [5, 5], [6, 6]])]
+    tracks = read_keypoints(write("CollectedData.csv", "\n".join(",".join(map(str, row)) for row in rows)))
+    assert [t.track_id for t in tracks] == [0, 1] and "ann, ben" in notes(tracks[0])
+    check(tracks[1], [4, 5, 6])
+    assert (tracks[1].confidence[[0, 2]] == 1).all() and np.isnan(tracks[1].keypoints_2d[1]).all()
+
+
+def test_joints_of_no_person(write):
+    names = ["snout", "tail", "left_hip"]
+    with pytest.raises(ValueError, match=r"mouse\.csv.*left and right shoulder.*'snout', 'tail', 'left_hip'.*right_hip.*rename"):
+        read_keypoints(write("mouse.csv", deeplabcut([[1] * 9], names)))
+    values = [v for xy in person() for v in (*xy, 0.5)]
+    path = write("person.csv", deeplabcut([values], COCO_NAMES))
+    (track,) = read_keypoints(path, skeleton="halpe_26")
+    assert track.skeleton == "halpe_26" and np.isnan(track.keypoints_2d[0, 17:]).all()
+    with pytest.raises(ValueError, match="row 5"):
+        read_keypoints(write("cut.csv", path.read_text() + "\n1,2,3"))
+
+
+def test_sleap_without_tracks_and_scores(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    points = np.stack([person(100 + f) for f in range(4)])
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["tracks"] = points.transpose(2, 1, 0)[None]
+        file["node_names"], file["track_names"] = [name.encode() for name in COCO_NAMES], np.empty(0)
+    (track,) = read_keypoints(tmp_path / "a.h5")
+    check(track, [0, 1, 2, 3])
+    np.testing.assert_array_equal(track.keypoints_2d, points)
+    assert (track.confidence == 1).all() and "first one in the export" in notes(track)
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        del file["tracks"]
+        file["tracks"] = points
+    with pytest.raises(ValueError, match=r"a\.h5.*\(tracks, 2, 17 nodes, frames\), found \(4, 17, 2\)"):
+        read_keypoints(tmp_path / "a.h5")
+
+
+def test_other_hdf5_files(tmp_path, monkeypatch):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "clipDLC.h5", "w") as file:
+        file.create_group("df_with_missing")
+    with pytest.raises(ValueError, match=r"clipDLC\.h5.*DeepLabCut's: pass the \.csv"):
+        read_keypoints(tmp_path / "clipDLC.h5")
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["images"] = [1, 2]
+    with pytest.raises(ValueError, match=r"other\.h5.*an HDF5 file with 'images'"):
+        read_keypoints(tmp_path / "other.h5")
+    (tmp_path / "text.h5").write_text("hello")
+    with pytest.raises(ValueError, match=r"text\.h5.*cannot be read"):
+        read_keypoints(tmp_path / "text.h5")
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(ImportError, match=r"other\.h5.*pip install probpose\[datasets\]"):
+        read_keypoints(tmp_path / "other.h5")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -684,6 +828,9 @@ def test_duplicate_claims_to_an_identity(write):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+POSETRACK = {"annopoints": [{"point": [{"id": [16], "x": [1], "y": [2]}]}]}
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -691,8 +838,8 @@ def test_duplicate_claims_to_an_identity(write):
         ("blank.json", "  \n", "empty file"),
         ("cut.json", json.dumps(coco({0: [person()]}))[:-40], "cut short"),
         ("broken.json", '[{"image_id": 1, "keypoints" [1, 2]}]', "error at character"),
-        ("other.json", {"name": "me", "values": [1, 2]}, "expected one of .*keys 'name', 'values'.*format="),
-        ("number.json", "3", "JSON value '3'"),
+        ("other.json", {"name": "me", "values": [1, 2]}, "keys 'name', 'values'.*Looked for.*openpose: .*pose_keypoints_2d.*format="),
+        ("number.json", "3", "the value '3'"),
         ("boxes.json", [{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}], "found only.*boxes"),
         ("instances.json", {"images": [], "annotations": [{"bbox": [1, 2, 3, 4]}]}, "boxes only"),
         ("detect.json", [{"name": "person", "class": 0, "box": {"x1": 1}}], "boxes only"),
@@ -704,7 +851,20 @@ def test_duplicate_claims_to_an_identity(write):
         ("only3d_1_keypoints.json", {"people": [{"pose_keypoints_2d": [], "pose_keypoints_3d": [1.0] * 100}]}, "3D"),
         ("hands.json", {"people": [{"pose_keypoints_2d": [], "hand_left_keypoints_2d": [1.0] * 63}]}, "without any"),
         ("videos.json", [{"image_id": f"{v}_1", "keypoints": [9.0] * 51} for v in "ab"], "one video"),
-        ("file.csv", "frame,x,y", "found '.csv'"),
+        ("file.csv", "frame,x,y", "a table with columns 'frame', 'x', 'y'.*deeplabcut"),
+        ("blank.csv", "\n\n", "empty table"),
+        ("file.xml", "<a/>", "suffix '.xml'.*Looked for.*coco_results"),
+        ("file", "x", "no suffix.*Looked for"),
+        ("file.h5.slp", "x", "SLEAP project.*sleap-convert"),
+        ("clip.MP4", "x", r"a video: `probpose sample clip.MP4`.*probpose\[video\].*probpose.video.read_video"),
+        ("photo.jpg", "x", "an image"),
+        ("closed.json", json.dumps(coco({0: [person()]}))[:-1], "cut short.* with ']' at its end"),
+        ("comma.json", json.dumps(coco({0: [person()]}))[:-1] + ",", "with ']' at its end in place of the comma"),
+        ("nested.json", [[[1, 2], [3]]], "nested lists of numbers"),
+        ("feet.json", [{"image_id": 1, "keypoints": [9.0] * 18}], "which is feet"),
+        ("ours.json", {"images": [], "annotations": [{"keypoints_3d": [[1, 2, 3]]}]}, "3D results"),
+        ("ids.json", {"annolist": [{"image": [{"name": ["1.jpg"]}], "annorect": [POSETRACK]}]}, "joint ids 0 … 14, found .16."),
+        ("scores.json", [{"keypoints": [[[1, 2]] * 17], "scores": []}], "scores of 1 people, found 0"),
         ("file.pkl", "x", "pickle"),
         ("file.npz", "no zip", "cannot be read"),
         ("file.npy", "no array", "cannot be read"),
@@ -714,6 +874,21 @@ def test_refusals_name_the_file(write, name, content, message):
     path = write(name, content)
     with pytest.raises(ValueError, match=f"(?s){name}.*{message}"):
         read_keypoints(path)
+
+
+def test_unknown_files_are_compared_with_all_formats(write):
+    """What was found, what was looked for, what comes nearest, and how to insist."""
+    path = write("mine.json", {"frames": [{"frame_id": 0, "people_found": [{"keypoint_scores": [1], "joints": [1]}]}]})
+    with pytest.raises(ValueError) as caught:
+        read_keypoints(path)
+    message = str(caught.value)
+    assert str(path) in message and "keys 'frames'" in message and "format=... (--format" in message
+    assert all(f"\n  {name}: " in message for name in list_formats())
+    assert message.count("(keypoint_scores") == 1 and re.search(r"The closest, .*: mmpose \(keypoint_scores\), \w+ \(joints\)", message)
+    path = write("results.txt.bak", coco({0: [person()]}))
+    with pytest.raises(ValueError, match=r"suffix '\.bak'"):
+        read_keypoints(path)
+    assert len(read_keypoints(path, format="coco_results")) == 1
 
 
 def test_refused_paths_and_folders(write, tmp_path):
@@ -739,7 +914,7 @@ def test_refused_paths_and_folders(write, tmp_path):
     with pytest.raises(ValueError, match=r"cut\.npz.*cannot be read"):
         read_keypoints(path)
     np.savez(path, hypotheses=np.ones((4, 9, 17, 3)), pose=np.ones((9, 17, 3)))
-    with pytest.raises(ValueError, match=r"cut\.npz.*keypoints_2d.*'hypotheses'"):
+    with pytest.raises(ValueError, match=r"(?s)cut\.npz.*'hypotheses' \(4, 9, 17, 3\).*keypoints_2d"):
         read_keypoints(path)
 
 
@@ -775,6 +950,20 @@ def test_nobody_is_no_error(write, content, frames):
         assert read_keypoints(write("none.json", content)) == []
 
 
+def test_missing_frames_and_their_order_are_noted(write):
+    frames = [9, 8, 1, 2, 5, 12]
+    (track,) = read_keypoints(write("r.json", coco({f: [person()] for f in frames})))
+    check(track, list(range(1, 13)))
+    assert "6 frames between 1 and 12 are not in the file: 3-4, 6-7, 10-11" in notes(track)
+    assert "order of their numbers" in notes(track)
+    (track,) = read_keypoints(write("s.json", coco({f: [person()] for f in (0, 2, 4, 8)})))
+    check(track, [0, 1, 2, 3, 4])
+    assert "1 frames between 0 and 4 are not in the file: 3" in notes(track) and "one frame in 2" in notes(track)
+    rows = [{**row, "image_id": f"{name}_{row['image_id']}"} for name, row in zip("aab", coco({f: [person()] for f in (0, 1, 2)}))]
+    (track,) = read_keypoints(write("t.json", rows))
+    assert "one video: a_…, b_…" in notes(track) and "not in the file" not in notes(track)
+
+
 def test_contradictions_are_noted(write):
     path = write("r.json", coco({0: [person(3000)]}))
     assert "beyond image_size" in notes(read_keypoints(path, image_size=(640, 480))[0])
@@ -807,6 +996,18 @@ def test_large_results_read_in_about_a_second(write):
     tracks = read_keypoints(path)
     assert time.perf_counter() - start < 6  # about 1 s; generous for busy machines
     assert sum(int(t.observed.sum()) for t in tracks) == 20_000
+
+
+def test_tables_in_folders_of_recordings(write, tmp_path):
+    """Only those that hold keypoints are recordings."""
+    values = [v for xy in person() for v in (*xy, 0.5)]
+    write("all/walk.csv", deeplabcut([values], COCO_NAMES))
+    write("all/subjects.csv", "name,height\nann,1.8")
+    write("all/sub/r.json", coco({0: [person()]}))
+    write("all/other.h5", "hello")
+    recordings, others = recordings_below(tmp_path / "all")
+    assert [path.name for path in recordings] == ["r.json", "walk.csv"]
+    assert [path.name for path in others] == ["other.h5", "subjects.csv"]
 
 
 def test_importing_is_light():

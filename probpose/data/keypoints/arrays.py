@@ -1,6 +1,7 @@
 """Keypoints in NumPy files: our own layout, read and written, and the arrays that other tools and people save.
 
-Nothing is ever unpickled: arrays of Python objects are refused, with a hint how to save them as plain numbers.
+Arrays of Python objects are refused, with a hint how to save them as plain numbers, but for the two layouts that are known to hold
+them: VideoPose3D's and Detectron's, which are restored by `probpose.data.datasets.pickles` and thus without running code.
 """
 
 from __future__ import annotations
@@ -117,7 +118,8 @@ def numpy_tracks(
             that the file does not name.
     """
     notes: list[str] = []
-    key, array = _keypoint_member(members)
+    key = keypoint_member(members)
+    array = _numbers(key, members[key])
     members = {name: value for name, value in members.items() if value is not None}
     if key == "keypoints_2d":
         points, raw = _split_channels(array, may_be_metres=False)
@@ -167,23 +169,55 @@ def numpy_tracks(
     return longest_first(tracks)
 
 
-def _keypoint_member(members: dict[str, np.ndarray | None]) -> tuple[str, np.ndarray]:
-    """Name and numbers of the member that holds the keypoints."""
+def videopose3d_tracks(
+    members: dict[str, Any],
+    source: dict[str, Any],
+    skeleton: str | None = None,
+    image_size: tuple[int, int] | None = None,
+    fps: float | None = None,
+) -> list[KeypointTrack]:
+    """Tracks from the `positions_2d` and `metadata` of VideoPose3D's `data_2d_<dataset>_<name>.npz`, one for each view of each clip.
+
+    `positions_2d` is video (or subject) to action to one `(frames, joints, 2 or 3)` array per camera. Identities number the tracks, whose
+    first note tells which is which.
+
+    Raises:
+        ValueError: as `numpy_tracks`.
+    """
+    tracks = []
+    for video, actions in members["positions_2d"].items():
+        size = members["metadata"].get("video_metadata", {}).get(video)
+        stated = {"layout_name": np.array(members["metadata"].get("layout_name"))}
+        if size:
+            stated["image_size"] = np.array([size["w"], size["h"]])
+        for action, cameras in actions.items():
+            for camera, array in enumerate(cameras):
+                named = {**source, "notes": [f"{video}/{action}/{camera}"]}
+                view = {"keypoints_2d": np.asarray(array), "track_id": np.array([len(tracks)]), **stated}
+                tracks += numpy_tracks(view, named, skeleton, image_size, fps)
+    return longest_first(tracks)
+
+
+def keypoint_member(members: dict[str, np.ndarray | None]) -> str | None:
+    """Name of the member that holds the keypoints, None if there is none. Raises ValueError if it holds Python objects."""
     key = next((key for key in ("keypoints_2d", "array", *KEYPOINT_MEMBERS) if key in members), None)
-    if key is None:
+    if key is not None and members[key] is None:
         raise ValueError(
-            f"expected a member 'keypoints_2d' (or {', '.join(map(repr, KEYPOINT_MEMBERS))}), "
-            f"found {', '.join(map(repr, members)) or 'none'}"
+            f"expected plain numbers, found pickled Python objects in {key!r}, which can run code when loaded and are refused. If you "
+            "trust the file, load it yourself with allow_pickle=True as old, and save it again: "
+            f"np.savez(new, keypoints_2d=np.stack(list(old[{key!r}])).astype('float32'), skeleton=...)"
         )
-    if members[key] is None:
-        raise ValueError(_pickle_refusal(members, key))
-    return key, _numbers(key, members[key])
+    return key
 
 
 def _confidence_member(members: dict[str, np.ndarray | None], shape: tuple[int, ...]) -> np.ndarray | None:
-    """The confidences that stand in a member of their own."""
+    """The confidences that stand in a member of their own, as `shape`, which is people first if there are several."""
     key = next((key for key in CONFIDENCE_MEMBERS if key in members), None)
-    return None if key is None else _shaped(key, members[key], shape)
+    if key is None:
+        return None
+    array = members[key]
+    frames_first = len(shape) == 3 and array.shape == (shape[1], shape[0], shape[2]) != shape
+    return _shaped(key, np.swapaxes(array, 0, 1) if frames_first else array, shape)
 
 
 def _shaped(key: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -249,9 +283,9 @@ def _stated(members: dict[str, np.ndarray | None], key: str) -> dict[str, Any]:
     # Lifters' demos save keypoints under this name after they have converted them to Human3.6M's joints.
     usual = "h36m_17" if key == "reconstruction" else None
     return {
-        "skeleton": scalar("skeleton") or skeleton_of_dataset(scalar("layout_name")) or usual,
+        "skeleton": scalar("input_skeleton", "skeleton") or skeleton_of_dataset(scalar("layout_name")) or usual,
         "image_size": size,
-        "fps": scalar("fps"),
+        "fps": None if scalar("fps") != scalar("fps") else scalar("fps"),  # NaN in results of which nobody told it
         "units": scalar("units"),
     }
 
@@ -311,27 +345,10 @@ def _people_first(array: np.ndarray, joints: int | None, notes: list[str]) -> tu
                 "be told apart: save it as member 'keypoints_2d' (people first) of an .npz file"
             )
         if a > b:
-            notes.append(f"axes were read as {a} frames of {b} people")
+            notes.append(f"axes were read as {a} frames of {b} people, each in a row of their own")
             array = np.swapaxes(array, 0, 1)
     if array.shape[-2:] in ((33, 4), (33, 5)):
         return array[..., :2], array[..., 3]
     if array.shape[-2:] == (33, 3) and np.nanmin(array[..., 2], initial=0.0) < 0:
         return array[..., :2], None
     return _split_channels(array)
-
-
-def _pickle_refusal(members: dict[str, np.ndarray | None], key: str) -> str:
-    """Why an array of Python objects is not read, and how to save it as numbers."""
-    if key == "positions_2d":
-        hint = "np.savez(new, keypoints_2d=old['positions_2d'].item()[video]['custom'][0], skeleton='coco_17')"
-    elif "boxes" in members:
-        hint = (
-            "np.savez(new, keypoints_2d=np.stack([k[1][0][[0, 1, 3]].T if len(k[1]) else np.zeros((17, 3)) "
-            "for k in old['keypoints']]), skeleton='coco_17')"
-        )
-    else:
-        hint = "np.savez(new, keypoints_2d=np.stack(list(array)).astype('float32'), skeleton=...)"
-    return (
-        f"expected plain numbers, found pickled Python objects in {key!r}, which can run code when loaded and are "
-        f"refused. If you trust the file, load it yourself with allow_pickle=True as old, and save it again: {hint}"
-    )

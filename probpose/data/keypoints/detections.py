@@ -145,6 +145,11 @@ def _frame_numbers(labels: Iterable[int | str], notes: list[str]) -> dict[int | 
             f"expected the frames of one video, found {len(names)} frames with number {shared[0]} "
             f"({', '.join(map(repr, names[:3]))}): separate the videos first"
         )
+    stems = {re.sub(r"\d+(?=\D*$)", "…", label) for label in labels if isinstance(label, str)}
+    if len(stems) > 1:
+        notes.append(f"frames of several names are taken for one video: {', '.join(sorted(stems)[:3])}")
+    if any(above < below for below, above in pairwise(numbers.values())):
+        notes.append("the frames are in the order of their numbers, which is not that of the file")
     return numbers
 
 
@@ -157,6 +162,11 @@ def _sequence(found: Detections, label: list[int | str], fps: float | None, note
     every = np.unique(np.array(list(numbers.values()), dtype=np.int64)) - found.first_frame
     # A common divisor of all steps means that only every n-th frame was processed; a handful of frames tells nothing.
     step = int(np.gcd.reduce(np.diff(every))) if len(every) > 3 else 1
+    gaps = [(before // step + 1, after // step - 1) for before, after in pairwise(every.tolist()) if after - before > step]
+    if gaps:
+        ranges = [f"{a}" if a == b else f"{a}-{b}" for a, b in gaps[:5]] + ["…"] * (len(gaps) > 5)
+        absent = sum(b - a + 1 for a, b in gaps)
+        notes.append(f"{absent} frames between {every[0] // step} and {every[-1] // step} are not in the file: {', '.join(ranges)}")
     if step == 1:
         return frame, fps
     notes.append(f"one frame in {step} was processed: frame i is number {step} i + {every[0] % step} in the file")
@@ -293,7 +303,7 @@ def to_tracks(
     present = [index for index, flat in enumerate(found.points) if len(flat)]
     if not present:
         if found.points:
-            raise ValueError("expected body keypoints, found people without any")
+            raise ValueError("expected body keypoints, found people without any: hands, faces or boxes only")
         warnings.warn(f"{source['path']}: no person in any of {len(found.labels)} frames", stacklevel=4)
         return []
     label = [found.label[i] for i in present]

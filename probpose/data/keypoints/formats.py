@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
+
 from .detections import Detections
 from .joint_sets import JOINT_COUNTS, skeleton_of_dataset, skeleton_of_names
 from .tracks import check_image_size
@@ -78,7 +80,8 @@ def coco_annotations(content: dict) -> Detections:
     found = Detections(third="flag")
     images, annotations = content["images"], [a for a in content["annotations"] if "keypoints" in a]
     if not annotations and content["annotations"]:
-        raise ValueError("expected annotations with keypoints, found boxes only")
+        is_3d = any("keypoints_3d" in a for a in content["annotations"])
+        raise ValueError(f"expected annotations with keypoints, found {'3D results' if is_3d else 'boxes'} only")
     numbers = [re.findall(r"\d+", str(image.get("file_name", "")).rsplit(".", 1)[0])[-1:] for image in images]
     named = all(numbers) and len({int(number[0]) for number in numbers}) == len(images)
     label = {image["id"]: int(number[0]) if named else image["id"] for image, number in zip(images, numbers)}
@@ -108,6 +111,31 @@ def coco_annotations(content: dict) -> Detections:
         track = None if predicted else a.get("track_id", a.get("attributes", {}).get("track_id"))
         found.add(label[a["image_id"]], flat, a.get("score"), track)
     return found
+
+
+def posetrack_2017(content: dict) -> Detections:
+    """Files of PoseTrack's evaluation: `{annolist: [{image, annorect: [{annopoints: [{point: [{id, x, y}]}], track_id}]}]}`.
+
+    Every number stands in a list of its own; a joint that was not seen is absent.
+    """
+    found = Detections(skeleton="posetrack_15")
+    joints = range(JOINT_COUNTS["posetrack_15"])
+    for entry in content["annolist"]:
+        label = _only(entry["image"][0]["name"])
+        found.labels[label] = None
+        for person in entry.get("annorect") or []:
+            points = [point for group in person.get("annopoints") or [] for point in group["point"]]
+            seen = {_only(point["id"]): [_only(point.get(key, 1.0)) for key in ("x", "y", "score")] for point in points}
+            if not set(seen) <= set(joints):
+                raise ValueError(f"expected joint ids 0 … {joints[-1]}, found {sorted(set(seen) - set(joints))} (frame {label!r})")
+            flat = [value for joint in joints for value in seen.get(joint, (math.nan, math.nan, 0.0))] if seen else []
+            found.add(label, flat, _only(person.get("score")), _only(person.get("track_id")))
+    return found
+
+
+def _only(value: Any) -> Any:
+    """What stands in a list of its own, None if the list is empty."""
+    return (value[0] if value else None) if isinstance(value, list) else value
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -196,7 +224,7 @@ def _poseflow(frames: dict[str, list[dict]]) -> Detections:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# MMPose and Sapiens, ViTPose
+# MMPose and Sapiens, ViTPose, rtmlib
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -237,7 +265,8 @@ def mmpose(content: list | dict) -> Detections:
 def huggingface(content: list | dict) -> Detections:
     """ViTPose's post-processed output as lists: people `{keypoints: [[x, y], …], scores, labels}` of each image.
 
-    `labels` are joint numbers; joints below the threshold are absent from the lists.
+    `labels` are joint numbers; joints below the threshold are absent from the lists. The first release had no scores but
+    `[x, y, score]` as keypoints.
     """
     found = Detections()
     frames = _frames_of_people(content)
@@ -246,11 +275,30 @@ def huggingface(content: list | dict) -> Detections:
     for index, people in enumerate(frames):
         found.labels[index] = None
         for person in people:
-            flat = _interleave(person["keypoints"], person["scores"])
+            points, scores = person["keypoints"], person.get("scores")
+            if scores is None and all(len(point) == 3 and -0.05 <= point[2] <= 1.5 for point in points):
+                points, scores = [point[:2] for point in points], [point[2] for point in points]
+            flat = _interleave(points, scores)
             labels = person.get("labels") or range(len(flat) // 3)
             joints = dict(zip(labels, zip(flat[::3], flat[1::3], flat[2::3])))
             total = count if person.get("labels") else len(joints)
             found.add(index, [value for j in range(total) for value in joints.get(j, (math.nan, math.nan, 0.0))])
+    return found
+
+
+def rtmlib(content: list | dict) -> Detections:
+    """What rtmlib's models return, as people dump it: `{keypoints: [[[x, y], …], …], scores: [[c, …], …]}` of each frame.
+
+    The place of a person in the list is no identity, even if the tracker was used.
+    """
+    found = Detections()
+    for index, frame in enumerate([content] if isinstance(content, dict) else content):
+        label = _first(frame, FRAME_KEYS, index)
+        found.labels[label] = None
+        if len(frame["keypoints"]) != len(frame["scores"]):
+            raise ValueError(f"expected the scores of {len(frame['keypoints'])} people, found {len(frame['scores'])} (frame {label})")
+        for points, scores in zip(frame["keypoints"], frame["scores"]):
+            found.add(label, _interleave(points, scores))
     return found
 
 
@@ -331,6 +379,26 @@ def _yolo_columns(rows: list[list[float]], joints: int | None) -> tuple[int, int
         f"expected lines of 5 + 3 × joints or 5 + 2 × joints numbers (and score, id) for "
         f"{f'{joints} joints' if joints else 'a known skeleton'}, found lines of {lengths} numbers"
     )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Detectron
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def detectron(members: dict[str, Any]) -> Detections:
+    """Detectron's and Detectron2's files as VideoPose3D's scripts write them: `boxes`, `keypoints`, `metadata`.
+
+    Both hold `[[], people]` for every frame; a person is `(4, 17)`, rows x, y, logit, probability, or `(5,)`, a box and its score.
+    """
+    found = Detections()
+    found.image_sizes.add(check_image_size((members["metadata"]["w"], members["metadata"]["h"])))
+    found.note("confidences are Detectron's, of which 0.05 to 0.5 is usual")
+    for index, (boxes, people) in enumerate(zip(members["boxes"], members["keypoints"], strict=True)):
+        found.labels[index] = None
+        for box, person in zip(boxes[1], people[1], strict=True):
+            found.add(index, np.asarray(person)[[0, 1, 3]].T.ravel().tolist(), float(box[4]))
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------------------

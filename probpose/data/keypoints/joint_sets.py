@@ -32,7 +32,9 @@ ALIASES = {"body_25": "openpose_25"}
 DETECTOR_DEFAULTS = {17: "coco_17", 16: "mpii_16"}
 """What a detector means by a number of joints that several skeletons share."""
 
-_PARTS = {21: "a hand", 68: "a face", 70: "a face"}
+_PARTS = {6: "feet", 21: "a hand", 42: "two hands", 68: "a face (or AlphaPose's set without one)", 70: "a face"}
+
+_LIMBS = [f"{side}_{part}" for part in ("shoulder", "elbow", "wrist", "hip", "knee", "ankle") for side in ("left", "right")]
 
 _COCO_NAMES = (
     "nose lefteye righteye leftear rightear leftshoulder rightshoulder leftelbow rightelbow leftwrist rightwrist "
@@ -76,6 +78,42 @@ def skeleton_of_names(names: Sequence[str]) -> str | None:
         if count == len(plain) and plain == [name.replace("_", "") for name in get_skeleton(skeleton).joint_names]:
             return skeleton
     return None
+
+
+def match_names(names: Sequence[str], given: str | None = None) -> tuple[str, list[int | None]]:
+    """The skeleton that joints with these names belong to, for files whose authors chose names and order.
+
+    Args:
+        names: in any order and usual spelling: `left_shoulder`, `LeftShoulder`, `shoulder.L`.
+        given: the caller's skeleton. Without it, the one that has most of the names.
+
+    Returns:
+        Name of the skeleton, and for each of its joints the place among `names`, or None.
+
+    Raises:
+        ValueError: shoulders, elbows, wrists, hips, knees and ankles (of which the given skeleton has any) are not all there.
+    """
+    from probpose.skeletons import get_skeleton
+
+    place = {_plain_name(name): index for index, name in reversed(list(enumerate(names)))}
+    orders = {name: list(map(_plain_name, get_skeleton(name).joint_names)) for name in ([given] if given else JOINT_COUNTS)}
+    skeleton = max(orders, key=lambda name: len(place.keys() & set(orders[name])))
+    joints = get_skeleton(skeleton).joint_names
+    needed = [name for name in joints if name in _LIMBS] or joints
+    if lacking := [name for name in needed if _plain_name(name) not in place]:
+        raise ValueError(
+            "expected joints named as a person's (left and right shoulder, elbow, wrist, hip, knee, ankle, and others of a known "
+            f"skeleton), found {', '.join(map(repr, names))}, so that {', '.join(lacking)} is lacking: rename them in the file"
+        )
+    return skeleton, [place.get(name) for name in orders[skeleton]]
+
+
+def _plain_name(name: str) -> str:
+    """A joint's name in one spelling: the side in full and in front, everything in lower case, without separators."""
+    words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", name)]
+    glued = "".join({"l": "left", "r": "right"}.get(word, word) for word in words)
+    side = next((side for side in ("left", "right") if glued.endswith(side)), "")
+    return side + glued.removesuffix(side)
 
 
 def skeleton_of_dataset(name: str) -> str | None:

@@ -7,10 +7,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from .reader import read_keypoints
+from .reader import detect_format, read_keypoints
 from .tracks import KeypointTrack
 
 _SUFFIXES = (".npz", ".npy", ".json", ".jsonl")
+_RECOGNISED_SUFFIXES = (".csv", ".h5", ".hdf5")
+"""Files of many kinds end in these: only those that are keypoints are recordings."""
 
 
 def recordings_below(folder: Path, leave_out: Path | None = None, **reading: Any) -> tuple[list[Path], list[Path]]:
@@ -36,10 +38,22 @@ def recordings_below(folder: Path, leave_out: Path | None = None, **reading: Any
             elif path.is_dir():
                 recordings.append(path) if holds_frames(path, **reading) else search(path)
             else:
-                (recordings if path.suffix.lower() in _SUFFIXES else others).append(path)
+                (recordings if _may_hold_keypoints(path) else others).append(path)
 
     search(folder)
     return recordings, others
+
+
+def _may_hold_keypoints(path: Path) -> bool:
+    if path.suffix.lower() not in _RECOGNISED_SUFFIXES:
+        return path.suffix.lower() in _SUFFIXES
+    try:
+        detect_format(path)
+    except (ValueError, OSError):
+        return False
+    except ImportError:
+        return True  # reading it will tell which package is missing
+    return True
 
 
 def holds_frames(folder: Path, **reading: Any) -> bool:
