@@ -117,7 +117,8 @@ def _expand(paths: list[Path], reading: dict[str, Any]) -> tuple[list[tuple[str,
         elif path.is_dir() and not holds_frames(path, **reading):
             below, _ = recordings_below(path, **reading)
             if not below:
-                raise ValueError(f"{path} holds no keypoint files (.json, .jsonl, .npz, .npy, .csv, .h5, or a folder with one file per frame)")
+                kinds = ".json, .jsonl, .npz, .npy, .csv, .h5, or a folder with one file per frame"
+                raise ValueError(f"{path} holds no keypoint files ({kinds})")
             found += below
             folders.append(path)
         else:
