@@ -1,12 +1,12 @@
-# Two commands: `make demo` samples the shipped keypoints with the shipped model, `make test` runs the suite.
-# Both make the environment on first use and reuse it afterwards; only the package index is needed.
+# `make demo` samples the shipped keypoints with the shipped model, `make test` runs the suite, `make docs` builds the site into site/.
+# All make the environment on first use and reuse it afterwards; only the package index is needed.
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: $(READY)
 	$(BIN)/probpose sample examples/data/basketball.npz --focal 1145 --model hub/models/d3dp-mocap17 --out out --overwrite
@@ -27,5 +27,8 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $(READY)
 
+docs: $(READY)
+	$(BIN)/python -m mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) out build dist *.egg-info
+	rm -rf $(VENV) out site build dist *.egg-info

@@ -24,6 +24,8 @@ FLOORS = {
     "probpose.guidance": 2,
     "probpose.mixtures": 2,
     "probpose.pipelines": 3,
+    "probpose.results": 3,
+    "probpose.video": 3,
     "probpose.training": 4,
     "probpose.evaluation": 4,
     # What the Hub asks of files and cards, below the models that go there.
@@ -35,8 +37,9 @@ FLOORS = {
     "probpose.export": 4,
     "probpose.hub": 4,
     "probpose.visualization": 4,
-    "probpose.cli": 5,
-    "probpose.__main__": 6,
+    "probpose.demo": 5,
+    "probpose.cli": 6,
+    "probpose.__main__": 7,
 }
 # hub builds models for which a scheduler is needed, evaluation runs pipelines: floor 4 may use all of 1 to 3.
 

@@ -218,7 +218,7 @@ def test_strict_stops_at_once(run, recordings, tmp_path):
         (["nowhere", "--batch"], "nowhere: --batch needs a folder"),
         (["EMPTY", "--batch"], "holds no keypoint recordings, nothing"),
         (["RECORDINGS/walk.npz", "--resume", "--shards", "npz"], "--shards, --resume: for a --batch only"),
-        (["RECORDINGS", "--batch", "--page"], "--picture and --page are for one recording"),
+        (["RECORDINGS", "--batch", "--page"], "--page: for one recording, not for a --batch"),
         (["RECORDINGS", "--batch", "-k", "0"], "num_hypotheses"),
         (["RECORDINGS", "--batch", "--start", "noisy"], "--start: not for a D3DPPipeline, whose sampler has --num-hypotheses"),
         (["RECORDINGS", "--batch", "--flip", "lifter"], "--flip of a D3DPPipeline must be one of every_step"),

@@ -2,7 +2,7 @@ import json
 import re
 import subprocess
 import sys
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from matplotlib.colors import to_hex
 
 from probpose.skeletons import get_skeleton
 from probpose.visualization import plot_hypotheses, write_html
-from probpose.visualization.common import CAMERA_UP, COLOURS, limbs, upright
+from probpose.visualization.common import CAMERA_UP, COLOURS, limbs, rgb, upright
 
 SKELETON = get_skeleton("h36m_17")
 LEFT_WRIST, RIGHT_WRIST = SKELETON.left[-1], SKELETON.right[-1]
@@ -83,6 +83,35 @@ def test_upright_is_a_rotation_that_takes_up_to_z():
         upright(np.eye(3), (0, 0, 0))
 
 
+# Machado, Oliveira & Fernandes, "A Physiologically-based Model for Simulation of Color Vision Deficiency", IEEE TVCG 2009: matrices for
+# full severity, on linear RGB.
+VISION = {
+    "normal": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+
+
+def lab(linear: np.ndarray) -> np.ndarray:
+    """CIE L*a*b* (D65) of linear sRGB (IEC 61966-2-1)."""
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    x, y, z = (to_xyz @ linear) / to_xyz.sum(axis=1)
+    fx, fy, fz = (np.cbrt(t) if t > (6 / 29) ** 3 else t / (3 * (6 / 29) ** 2) + 4 / 29 for t in (x, y, z))
+    return np.array([116 * fy - 16, 500 * (fx - fy), 200 * (fy - fz)])
+
+
+@pytest.mark.parametrize("vision", VISION)
+def test_sides_stay_apart_in_every_colour_vision(vision):
+    seen = {}
+    for side in COLOURS:
+        encoded = np.array(rgb(side)) / 255
+        linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
+        seen[side] = lab(np.clip(VISION[vision] @ linear, 0, 1))
+    for one, other in combinations(COLOURS, 2):
+        assert np.linalg.norm(seen[one] - seen[other]) > 25, f"{one} and {other}"
+
+
 @pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
 def test_figure_is_saved_in_every_format(tmp_path, suffix):
     path = tmp_path / f"figure.{suffix}"
@@ -136,6 +165,25 @@ def test_discs_are_to_scale():
     estimate = clip()
     figure = plot_hypotheses(**estimate, frames=[1])
     assert sorted(disc.radius for disc in figure.axes[1].patches) == pytest.approx(sorted(estimate["uncertainty"][1]))
+
+
+def test_columns_count_from_the_first_frame_of_the_video():
+    figure = plot_hypotheses(**clip(), frames=[0, -1], first_frame=100)
+    assert [axes.get_title() for axes in figure.axes[:2]] == ["frame 100", "frame 103"]
+
+
+def test_vector_figures_hold_no_raster_and_their_fonts(tmp_path):
+    estimate = {**clip(), "keypoints_2d": keypoints(), "title": "one"}
+    plot_hypotheses(**estimate, path=tmp_path / "figure.pdf")
+    pdf = (tmp_path / "figure.pdf").read_bytes()
+    assert b"/Subtype /Image" not in pdf and b"/Type3" not in pdf
+    assert b"/FontFile2" in pdf  # an embedded TrueType font
+    plot_hypotheses(**estimate, path=tmp_path / "figure.svg")
+    svg = (tmp_path / "figure.svg").read_text()
+    assert "<image" not in svg and ">2D input</text>" in svg
+    plot_hypotheses(**estimate, path=tmp_path / "fewer.svg", max_hypotheses=1)
+    hypotheses = 2 * 4 * len(limbs(SKELETON))  # two fewer in each of four frames
+    assert svg.count("<path") - (tmp_path / "fewer.svg").read_text().count("<path") == hypotheses
 
 
 def test_figure_refuses_what_does_not_fit(tmp_path):
@@ -206,6 +254,37 @@ def test_page_draws_all_hypotheses_as_one_trace_in_the_colours_of_their_sides(tm
         assert gap.min() < 1e-3
     assert np.isnan(drawn).all(axis=1).sum() == 2 * len(limbs(SKELETON))
     assert len(frames[0]["data"][0]["x"]) == len(drawn)
+
+
+def test_page_draws_spheres_true_to_scale_when_the_legend_asks(tmp_path):
+    estimate = clip()
+    radius = np.linspace(0.02, 0.2, 4 * 17).reshape(4, 17)
+    for given, meaning, radii in (({}, "uncertainty", estimate["uncertainty"]), ({"radius": radius}, "calibrated radius", radius)):
+        path = write_html(tmp_path / "page.html", **estimate, keypoints_2d=keypoints(), **given, overwrite=True)
+        traces, _, frames = read_page(path)
+        spheres = trace(traces, f"spheres: {meaning}")
+        assert spheres["type"] == "mesh3d" and spheres["visible"] == "legendonly" and spheres["showlegend"]
+        triangles = np.array([spheres[corner] for corner in "ijk"]).T
+        colours = [COLOURS["right"], COLOURS["left"], COLOURS["centre"]]
+        for index, frame in enumerate(frames):
+            state = points(frame["data"][frame["traces"].index(traces.index(spheres))]).reshape(17, -1, 3)
+            middle = expected(estimate["pose"])[index]
+            off = state - middle[:, None]
+            np.testing.assert_allclose(np.linalg.norm(off, axis=-1), np.tile(radii[index][:, None], (1, off.shape[1])), atol=2e-3)
+            np.testing.assert_allclose(off.mean(axis=1), 0, atol=1e-3)
+        # Closed surfaces whose outside is out: the volumes of the pyramids to their triangles add up to nearly the balls'.
+        corners = (state - middle[:, None]).reshape(-1, 3)[triangles]
+        assert np.linalg.det(corners).sum() / 6 == pytest.approx(4 / 3 * np.pi * (radii[-1] ** 3).sum(), rel=0.15)
+        owners = np.array(spheres["intensity"]).reshape(17, -1)
+        assert colours[owners[LEFT_WRIST, 0]] == COLOURS["left"] and colours[owners[RIGHT_WRIST, 0]] == COLOURS["right"]
+    with pytest.raises(ValueError, match="radius"):
+        write_html(tmp_path / "other.html", **estimate, radius=-radius)
+
+
+def test_slider_counts_from_the_first_frame_of_the_video(tmp_path):
+    _, layout, frames = read_page(write_html(tmp_path / "page.html", **clip(), fps=25, first_frame=100))
+    assert [step["label"] for step in layout["sliders"][0]["steps"]][:2] == ["100 (4.00 s)", "101 (4.04 s)"]
+    assert [step["args"][0] for step in layout["sliders"][0]["steps"]] == [[frame["name"]] for frame in frames]
 
 
 def test_page_thins_long_clips_and_follows_the_root(tmp_path):
@@ -282,7 +361,10 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch, writer):
 
 
 def test_drawing_libraries_are_imported_only_when_drawing():
-    code = "import sys, probpose.visualization as v; v.plot_hypotheses, v.write_html;assert not {'matplotlib', 'plotly'} & set(sys.modules)"
+    code = (
+        "import sys, probpose.visualization as v; v.plot_hypotheses, v.write_html, v.write_overlay, v.write_rerun;"
+        "assert not {'matplotlib', 'plotly', 'cv2', 'av', 'rerun'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -1,4 +1,4 @@
-"""The command line: `probpose sample | evaluate | train | adapt | calibrate | convert | info | models | push`.
+"""The command line: `probpose sample | draw | evaluate | train | adapt | calibrate | convert | info | models | push | demo`.
 
 Heavy imports happen inside the commands, so that `probpose --help` answers at once.
 """
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import typer
 
 # every module registers its command with the application
-from . import adapt, calibrate, convert, evaluate, info, models, push, sample, train  # noqa: F401
+from . import adapt, calibrate, convert, demo, draw, evaluate, info, models, push, sample, train  # noqa: F401
 from .options import app
 
 

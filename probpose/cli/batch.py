@@ -9,8 +9,7 @@ from typing import Any
 
 import typer
 
-from .options import check_sampler, fingerprint, load_model, own_device
-from .tracks import check_size, sample_track
+from .options import camera_of, check_sampler, check_size, fingerprint, load_model, own_device
 
 
 class Shards(str, Enum):
@@ -42,6 +41,7 @@ def sample_batch(
         from tqdm.auto import tqdm
 
         from probpose.data.keypoints.recordings import read_quietly
+        from probpose.results import sample_person
         from probpose.shards import ShardedRun, seed_of
         from probpose.skeletons import get_skeleton
 
@@ -73,8 +73,9 @@ def sample_batch(
             for track in read_quietly(folder / name, **reading):
                 check_size(track, folder / name)
                 person = f"{name}/person{track.track_id}"
-                result = sample_track(pipe, track, torch.Generator().manual_seed(seed_of(seed, person)), settings, **call)
-                yield person, _person_arrays(name, track, result, stored)
+                words = {"conversion": call["conversion"], "max_batch_size": call["max_batch_size"], **settings}
+                sampled = sample_person(pipe, track, person, seed_of(seed, person), camera=camera_of(track, call["focal"]), **words)
+                yield person, _person_arrays(name, sampled, stored)
 
         with tqdm(total=len(names), desc="recordings", initial=run.num_done, disable=not processes.is_main) as bar:
 
@@ -152,7 +153,8 @@ def _columns(pipe: Any, skeleton: Any, settings: dict, stored: Stored) -> dict[s
     return columns
 
 
-def _person_arrays(name: str, track: Any, result: Any, stored: Stored) -> dict[str, Any]:
+def _person_arrays(name: str, sampled: Any, stored: Stored) -> dict[str, Any]:
+    track = sampled.track
     arrays = {
         "recording": name,
         "person": track.track_id,
@@ -162,9 +164,9 @@ def _person_arrays(name: str, track: Any, result: Any, stored: Stored) -> dict[s
         "confidence": track.confidence,
         "input_skeleton": track.skeleton,
         "image_size": track.image_size,
-        "camera": result.camera.to_vector().cpu().numpy(),
+        "camera": sampled.camera.to_vector().cpu().numpy(),
     }
-    outputs = {key: getattr(result, key) for key in ("pose", "uncertainty", "root", "radius", "hypotheses")}
+    outputs = {key: getattr(sampled, key) for key in ("pose", "uncertainty", "root", "radius", "hypotheses")}
     if stored is Stored.none:
         del outputs["hypotheses"]
     return arrays | {key: value for key, value in outputs.items() if value is not None}

@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 from enum import Enum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -79,10 +80,10 @@ def print_rows(rows: dict[str, Any]) -> None:
 
 
 def resolve_model(model: str) -> str:
-    """A bundled model's folder for its name; everything else as it is."""
+    """A bundled model's folder for its name; everything else, and a folder of that name, as it is."""
     from probpose.hub import bundled_model
 
-    return str(bundled_model(model) or model)
+    return model if Path(model).exists() else str(bundled_model(model) or model)
 
 
 def load_model(model: str, device: str, kind: Any = None) -> Any:
@@ -100,7 +101,7 @@ def load_model(model: str, device: str, kind: Any = None) -> Any:
         torch.empty(0, device=device_)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"--device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
-    return (kind or ProbPosePipeline).from_pretrained(resolve_model(model)).to(device_)
+    return (kind or ProbPosePipeline).from_pretrained(model).to(device_)
 
 
 _OPTIONS = {
@@ -164,6 +165,16 @@ def pinhole(focal: float, size: tuple[int, int]) -> Any:
     from probpose.geometry import Camera
 
     return Camera((focal, focal), (size[0] / 2, size[1] / 2), image_size=size)
+
+
+def check_size(track: Any, path: Path) -> None:
+    if track.image_size is None:
+        raise ValueError(f"{path} does not tell the image size: pass --image-size WIDTHxHEIGHT")
+
+
+def camera_of(track: Any, focal: float | None) -> Any:
+    """The camera that --focal describes, or None."""
+    return None if focal is None else pinhole(focal, track.image_size)
 
 
 def own_device(device: str, local_index: int) -> str:

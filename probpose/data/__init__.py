@@ -19,6 +19,7 @@ _HOME = {
     "TrainingWindows": "dataset",
     "clips_to_npz": "mocap_files",
     "compare_domains": "domains",
+    "describe_frames": "keypoints.gaps",
     "detect_format": "keypoints",
     "list_datasets": "datasets",
     "list_formats": "keypoints",
@@ -26,6 +27,7 @@ _HOME = {
     "read_keypoints": "keypoints",
     "read_motion": "mocap_files",
     "source_motions": "bridge",
+    "split_at_gaps": "keypoints.gaps",
     "target_tracks": "bridge",
     "write_keypoints": "keypoints",
 }

@@ -1,6 +1,5 @@
-"""Pictures of pose distributions: a static figure for papers and an interactive page to turn and play.
-
-Matplotlib and Plotly are loaded when a picture is drawn, not when this package is imported.
+"""Pictures of pose distributions: static figures for papers, a page to turn and play, the recording with the motion drawn into it, and a
+recording for the Rerun viewer. Names are imported on first use, drawing libraries when a picture is drawn.
 """
 
 from importlib import import_module
@@ -10,11 +9,22 @@ if TYPE_CHECKING:
     from probpose.visualization.adaptation import plot_adaptation
     from probpose.visualization.figure import plot_hypotheses
     from probpose.visualization.html import write_html
+    from probpose.visualization.overlay import write_overlay
+    from probpose.visualization.person import draw_person
+    from probpose.visualization.recording import write_rerun
     from probpose.visualization.reliability import plot_reliability
 
-__all__ = ["plot_adaptation", "plot_hypotheses", "plot_reliability", "write_html"]
+_HOMES = {
+    "draw_person": "person",
+    "plot_adaptation": "adaptation",
+    "plot_hypotheses": "figure",
+    "plot_reliability": "reliability",
+    "write_html": "html",
+    "write_overlay": "overlay",
+    "write_rerun": "recording",
+}
 
-_HOMES = {"plot_adaptation": "adaptation", "plot_hypotheses": "figure", "plot_reliability": "reliability", "write_html": "html"}
+__all__ = ["draw_person", "plot_adaptation", "plot_hypotheses", "plot_reliability", "write_html", "write_overlay", "write_rerun"]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,6 +13,8 @@ from probpose.skeletons import Skeleton
 from probpose.visualization.common import (
     CAMERA_UP,
     COLOURS,
+    FAINT,
+    INK,
     as_estimate,
     as_keypoints,
     limbs,
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".pdf", ".png", ".svg")
 COLUMN_INCHES = 1.8
 GRID = 0.25  # metres between the lines of the floor
-INK, FAINT, PAPER = "#3B3B3B", "#D5D5D5", "#F4F4F4"
+PAPER = "#F4F4F4"
 
 
 def plot_hypotheses(
@@ -44,6 +46,7 @@ def plot_hypotheses(
     max_hypotheses: int = 20,
     skeleton: str = "h36m_17",
     up: Any = CAMERA_UP,
+    first_frame: int = 0,
 ) -> "Figure":
     """Draws one clip as a grid: a column per frame; rows for the 2D input, the hypotheses, and the uncertainty.
 
@@ -66,6 +69,7 @@ def plot_hypotheses(
         max_hypotheses: at most so many hypotheses are drawn, the first ones.
         skeleton: registry name of the joint order.
         up: the world's upward direction in camera axes, to stand people upright that a tilted camera saw.
+        first_frame: number of the clip's first frame in the video, which the titles of the columns count from.
 
     Returns:
         The Matplotlib figure. It belongs to no pyplot session, so nothing needs to be closed.
@@ -98,7 +102,7 @@ def plot_hypotheses(
     # The file is claimed before the drawing starts, so that a refusal costs nothing.
     with replacing(path, overwrite) if path is not None else nullcontext() as unfinished:
         figure = Figure(layout="constrained", facecolor="white")
-        _fill(figure, described, hypotheses, pose, uncertainty, observed, chosen, image_size, title)
+        _fill(figure, described, hypotheses, pose, uncertainty, observed, chosen + first_frame, image_size, title)
         if unfinished is not None:
             # Text stays text: journals ask for TrueType fonts in PDF, and SVG stays editable.
             with matplotlib.rc_context({"pdf.fonttype": 42, "svg.fonttype": "none"}):
@@ -124,7 +128,7 @@ def _fill(
     pose: np.ndarray,
     uncertainty: np.ndarray,
     observed: tuple[np.ndarray, np.ndarray] | None,
-    chosen: np.ndarray,
+    numbers: np.ndarray,
     image_size: tuple[int, int] | None,
     title: str | None,
 ) -> None:
@@ -147,13 +151,13 @@ def _fill(
         windows = _windows(observed[0])
         shapes.insert(0, np.divide(*np.ptp(windows[0], axis=0)[::-1]))
 
-    columns = len(chosen)
+    columns = len(numbers)
     legend_columns = columns if columns < 3 else 4
     extra = 1.1 + 0.2 * (4 // legend_columns) + (0.3 if title else 0)
     figure.set_size_inches(COLUMN_INCHES * columns + 1.5, COLUMN_INCHES * sum(shapes) + extra)
     grid = figure.subplots(len(shapes), columns, squeeze=False, gridspec_kw={"height_ratios": shapes})
     rows = list(grid)
-    for axes, frame in zip(rows[0], chosen):
+    for axes, frame in zip(rows[0], numbers):
         axes.set_title(f"frame {frame}", fontsize=9, color=INK)
 
     if observed is not None:
@@ -188,6 +192,7 @@ def _fill(
     bar.set_label("uncertainty (mm)\ndiscs to scale", fontsize=8, color=INK)
     bar.ax.tick_params(labelsize=7, colors=INK)
     bar.outline.set_visible(False)
+    bar.solids.set(rasterized=False, edgecolor="face")  # Matplotlib would store an image; the edges close the gaps between its steps
 
     _draw_legend(figure, legend_columns)
     if title:

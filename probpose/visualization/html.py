@@ -1,6 +1,7 @@
 """A page to turn, play and question: one offline HTML file per person, Plotly included."""
 
 from html import escape
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,20 @@ from probpose.skeletons import Skeleton
 from probpose.visualization.common import (
     CAMERA_UP,
     COLOURS,
+    FAINT,
+    INK,
     as_array,
     as_estimate,
     as_keypoints,
+    as_radius,
     limbs,
     side_of,
     upright,
 )
 
-INK, FAINT, PAPER = "#3B3B3B", "#D5D5D5", "#F7F7F7"
+PAPER = "#F7F7F7"
 SIDES = ("right", "left", "centre")
+SIDE_SCALE = [[index / 2, COLOURS[side]] for index, side in enumerate(SIDES)]
 LABELS = {"right": "pose: person's right", "left": "pose: person's left", "centre": "pose: torso and head"}
 
 
@@ -39,6 +44,8 @@ def write_html(
     max_frames: int = 300,
     confidence: Any = None,
     up: Any = CAMERA_UP,
+    radius: Any = None,
+    first_frame: int = 0,
 ) -> Path:
     """Writes one person's clip as an interactive page: a scene to rotate, a slider to play, a legend to switch.
 
@@ -60,6 +67,9 @@ def write_html(
         max_frames: a longer clip is thinned evenly to at most so many frames, and the page says so.
         confidence: `(frames, joints)` in 0..1 of the 2D keypoints, drawn paler the lower it is.
         up: the world's upward direction in camera axes, to stand people upright that a tilted camera saw.
+        radius: `(frames, joints)` metres, of spheres about the joints of the pose, which the legend switches on; `uncertainty` by default.
+            Give a calibrated pipeline's `radius`, within which the joint is in a stated share of the cases.
+        first_frame: number of the clip's first frame in the video, which the slider counts from.
 
     Returns:
         The path.
@@ -84,6 +94,7 @@ def write_html(
         raise ValueError(f"`max_frames` must be at least 1, not {max_frames}")
     total = np.shape(hypotheses)[0] if np.ndim(hypotheses) else 0
     described, hypotheses, pose, uncertainty = as_estimate(hypotheses, pose, uncertainty, skeleton, max_hypotheses)
+    calibrated, radius = radius is not None, as_radius(uncertainty if radius is None else radius, "radius", uncertainty.shape)
     frames = len(pose)
     stride = -(-frames // max_frames)
     shown = np.arange(0, frames, stride)
@@ -102,10 +113,11 @@ def write_html(
         notes += f", frames: {len(shown)} of {frames}"
     ranges = _ranges(hypotheses, pose)
     layout = _layout(f"<b>{title}</b><br><sub>{notes}</sub>", ranges, beside=observed is not None)
-    layout |= _player(shown, fps, stride)
+    layout |= _player(shown, fps, stride, first_frame)
     if observed is not None:
         parts.append(_input_traces(described, *observed))
         layout |= _panel(observed[0])
+    parts.append(_sphere_traces(described, pose, radius[shown], "calibrated radius" if calibrated else "uncertainty"))
 
     styles = [style for part, _ in parts for style in part]
     states = [[state for part in moment for state in part] for moment in zip(*(part for _, part in parts))]
@@ -178,7 +190,7 @@ def _hypotheses_traces(skeleton: Skeleton, hypotheses: np.ndarray) -> Traces:
         "line": {
             "width": 2,
             "color": owners * len(hypotheses),
-            "colorscale": [[index / 2, COLOURS[side]] for index, side in enumerate(SIDES)],
+            "colorscale": SIDE_SCALE,
             "cmin": 0,
             "cmax": 2,
         },
@@ -236,6 +248,45 @@ def _pose_traces(skeleton: Skeleton, pose: np.ndarray, millimetres: np.ndarray) 
         for joints, radii in zip(pose, millimetres)
     ]
     return styles, states
+
+
+def _sphere_traces(skeleton: Skeleton, pose: np.ndarray, radii: np.ndarray, meaning: str) -> Traces:
+    """A sphere about every joint of the pose, true to scale, all as one mesh."""
+    corners, faces = _sphere()
+    owners = np.repeat([SIDES.index(side_of(skeleton, joint)) for joint in range(skeleton.num_joints)], len(corners))
+    triangles = (faces + len(corners) * np.arange(skeleton.num_joints)[:, None, None]).reshape(-1, 3)
+    style = {
+        "type": "mesh3d",
+        "name": f"spheres: {meaning}",
+        "showlegend": True,
+        "visible": "legendonly",
+        "hoverinfo": "skip",
+        "opacity": 0.25,
+        **dict(zip("ijk", triangles.T.tolist())),
+        "intensity": owners.tolist(),
+        "colorscale": SIDE_SCALE,
+        "cmin": 0,
+        "cmax": 2,
+        "showscale": False,
+        "lighting": {"ambient": 0.75, "diffuse": 0.4, "specular": 0.05, "roughness": 0.9, "fresnel": 0.1},
+    }
+    points = pose[:, :, None] + radii[:, :, None, None] * corners
+    return [style], [[_coordinates(frame, 3)] for frame in points]
+
+
+def _sphere() -> tuple[np.ndarray, np.ndarray]:
+    """Corners `(42, 3)` and triangles `(80, 3)` of a unit sphere: of an icosahedron and of the middles of its edges."""
+    from scipy.spatial import ConvexHull
+
+    golden = (1 + 5**0.5) / 2
+    icosahedron = np.array([np.roll([0, a, b * golden], turn) for turn in range(3) for a in (-1, 1) for b in (-1, 1)])
+    edges = [(p + q) / 2 for p, q in combinations(icosahedron, 2) if np.isclose(np.linalg.norm(p - q), 2)]
+    corners = np.concatenate([icosahedron, edges])
+    corners /= np.linalg.norm(corners, axis=1, keepdims=True)
+    faces = ConvexHull(corners).simplices
+    inward = np.linalg.det(corners[faces]) < 0  # light would come from within
+    faces[inward] = faces[inward, ::-1]
+    return corners, faces
 
 
 def _input_traces(skeleton: Skeleton, points: np.ndarray, confidence: np.ndarray) -> Traces:
@@ -364,7 +415,7 @@ def _panel(points: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _player(shown: np.ndarray, fps: float | None, stride: int) -> dict[str, Any]:
+def _player(shown: np.ndarray, fps: float | None, stride: int, first_frame: int) -> dict[str, Any]:
     """Play and pause buttons and a slider over the frames."""
     jump = {"mode": "immediate", "transition": {"duration": 0}}
     play = {**jump, "fromcurrent": True, "frame": {"duration": 1000 * stride / (fps or 30), "redraw": True}}
@@ -372,11 +423,11 @@ def _player(shown: np.ndarray, fps: float | None, stride: int) -> dict[str, Any]
     seek = {**jump, "frame": {"duration": 0, "redraw": True}}
     steps = [
         {
-            "label": str(frame) if fps is None else f"{frame} ({frame / fps:.2f} s)",
+            "label": str(number) if fps is None else f"{number} ({number / fps:.2f} s)",
             "method": "animate",
             "args": [[str(frame)], seek],
         }
-        for frame in shown
+        for frame, number in zip(shown, shown + first_frame)
     ]
     buttons = [
         {"label": "▶ play", "method": "animate", "args": [None, play]},

@@ -49,3 +49,12 @@ def test_the_readmes_ten_lines_run(tmp_path):
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "torch.Size([20, 144, 17, 3])" in done.stdout
+
+
+def test_measure_gaps():
+    data = ROOT / "tests" / "golden" / "benchmark_cmu.npz"
+    table = run("measure_gaps.py", "d3dp-mocap17", "--data", str(data), "--frames", "125").splitlines()[2:]
+    rows = [line.split("|")[1:-1] for line in table]
+    assert [row[1].strip() for row in rows] == ["0", "5", "15", "30"]
+    seen, *gaps = [float(row[2]) for row in rows]
+    assert seen < gaps[-1] and all(float(row[4]) > 0 and 0 < float(row[5].strip(" %")) <= 100 for row in rows)

@@ -44,7 +44,7 @@ def test_refusals_come_before_any_work(run_command, tiny_model, recording, tmp_p
     code, _, err = run_command(*words, "--export", "fbx")
     assert code == 2 and "unknown export format 'fbx'; known are bvh, glb, npz, csv, trc, json" in err
     code, _, err = run_command("sample", tmp_path, "--batch", "--export", "bvh", "--model", tiny_model, "--out", tmp_path / "out")
-    assert code == 2 and "--export is for one recording" in err
+    assert code == 2 and "--export: for one recording, not for a --batch" in err
     assert not (tmp_path / "out").exists()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "walk.bvh").write_text("mine")
