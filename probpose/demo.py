@@ -398,11 +398,11 @@ def build_demo(model: str = "d3dp-mocap17", device: str = "auto", detector: Any 
         gr.HTML("<h1>probpose</h1><p>2D keypoints or a video in, a distribution over 3D motion out.</p>", elem_id="head")
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=320):
-                upload = gr.File(label="Keypoint file or video", height=120, elem_id="upload")
-                size = gr.Textbox(label="Image size", placeholder="1920x1080", min_width=120, render=False)
-                fps = gr.Textbox(label="Frames per second", placeholder="30", min_width=120, render=False)
+                upload = gr.File(label="Keypoint file or video", height=140, elem_id="upload")
+                size = gr.Textbox("", label="Image size", placeholder="1920x1080", min_width=120, render=False)
+                fps = gr.Textbox("", label="Frames per second", placeholder="30", min_width=120, render=False)
                 skeleton = gr.Dropdown([("as in the file", ""), *list_skeletons()], label="Joint set", render=False)
-                focal = gr.Textbox(label="Focal length in pixels", placeholder="of a 55° field of view", render=False)
+                focal = gr.Textbox("", label="Focal length in pixels", placeholder="of a 55° field of view", render=False)
                 untold = [size, fps, skeleton, focal]
                 data = files("probpose.examples")
                 examples = [[str(data / name), "", "", "", EXAMPLE_FOCAL] for name in EXAMPLES.values()]
@@ -450,7 +450,8 @@ def build_demo(model: str = "d3dp-mocap17", device: str = "auto", detector: Any 
 
         shown = [summary, scene, picture, curves, bars, downloads]
         one_at_a_time = {"concurrency_limit": 1, "concurrency_id": "model"}
-        upload.upload(lambda: [""] * len(untold), outputs=untold, api_visibility="private")  # which were about another file
+        # What was said of another file does not hold for this one; told within the browser, it is so before anything can be pressed.
+        upload.upload(None, outputs=untold, js=f"() => {[''] * len(untold)}", api_visibility="private")
         chosen.input(choose_model, chosen, [hypotheses, steps], api_visibility="private", **one_at_a_time)
         asked = button.click(
             sample, [upload, chosen, hypotheses, steps, aggregation, seed, *untold, memory],
@@ -496,14 +497,14 @@ def _size(text: str) -> tuple[int, int] | None:
     from .geometry import check_image_size
 
     try:
-        return check_image_size(text.lower().replace("×", "x").split("x")) if text.strip() else None
+        return check_image_size(text.lower().replace("×", "x").split("x")) if text else None
     except ValueError:
         raise ValueError(f"the image size must be width x height in pixels, e.g. 1920x1080, not {text!r}") from None
 
 
 def _number(text: str, what: str) -> float | None:
     try:
-        return float(text) if text.strip() else None
+        return float(text) if text else None
     except ValueError:
         raise ValueError(f"{what} must be a number, not {text!r}") from None
 

@@ -1,5 +1,6 @@
 """A page to turn, play and question: one offline HTML file per person, Plotly included."""
 
+import json
 from html import escape
 from itertools import combinations
 from pathlib import Path
@@ -27,6 +28,13 @@ PAPER = "#F7F7F7"
 SIDES = ("right", "left", "centre")
 SIDE_SCALE = [[index / 2, COLOURS[side]] for index, side in enumerate(SIDES)]
 LABELS = {"right": "pose: person's right", "left": "pose: person's left", "centre": "pose: torso and head"}
+
+ON_A_PHONE = """
+if (innerWidth < 640) {
+  const page = document.getElementById("probpose");
+  Plotly.update(page, {"marker.showscale": false}, CHANGES, [page.data.findIndex(trace => trace.name === "uncertainty")]);
+}
+"""
 
 
 def write_html(
@@ -129,8 +137,11 @@ def write_html(
     # The figure is plain dictionaries: checking hundreds of frames against Plotly's schema would take seconds.
     options = {"displaylogo": False, "responsive": True}
     head = f"<title>{escape(title)}</title><style>body {{ margin: 0; height: 100vh }}</style></head>"
+    on_a_phone = ON_A_PHONE.replace("CHANGES", json.dumps(_narrow(beside=observed is not None)))
     with replacing(path, overwrite) as unfinished:
-        text = to_html(page, config=options, auto_play=False, include_plotlyjs=True, validate=False, div_id="probpose")
+        text = to_html(
+            page, config=options, auto_play=False, include_plotlyjs=True, post_script=on_a_phone, validate=False, div_id="probpose"
+        )  # fmt: skip
         unfinished.write_text(text.replace("</head>", head, 1), encoding="utf-8")
     return path
 
@@ -233,6 +244,8 @@ def _pose_traces(skeleton: Skeleton, pose: np.ndarray, millimetres: np.ndarray) 
                     "thickness": 12,
                     "len": 0.5,
                     "x": 0,
+                    "y": 0,
+                    "yanchor": "bottom",
                 },
             },
         }
@@ -395,6 +408,18 @@ def _layout(title: str, ranges: np.ndarray, beside: bool) -> dict[str, Any]:
     }
 
 
+def _narrow(beside: bool) -> dict[str, Any]:
+    """What a phone changes of the layout: everything one below the other."""
+    changes: dict[str, Any] = {
+        "title.font.size": 12,
+        "legend.orientation": "h",
+        "legend.font.size": 10,
+        "legend.itemwidth": 30,
+        "scene.domain": {"x": [0, 1], "y": [0.34, 0.86]},
+    }
+    return changes | ({"xaxis.domain": [0.1, 1], "yaxis.domain": [0.06, 0.3]} if beside else {})
+
+
 def _panel(points: np.ndarray) -> dict[str, Any]:
     """Axes of the 2D input: pixels, y down, wide enough for the whole clip."""
     seen = points[np.isfinite(points).all(axis=-1)]
@@ -444,17 +469,15 @@ def _player(shown: np.ndarray, fps: float | None, stride: int, first_frame: int)
                 "y": 0,
                 "xanchor": "left",
                 "yanchor": "top",
-                "pad": {"t": 30},
+                "pad": {"t": 36},
             }
         ],
         "sliders": [
             {
                 "steps": steps,
-                "x": 0.14,
-                "len": 0.86,
                 "y": 0,
-                "pad": {"t": 20},
-                "currentvalue": {"prefix": "frame ", "font": {"size": 13}},
+                "pad": {"t": 40},
+                "currentvalue": {"prefix": "frame ", "font": {"size": 13}, "xanchor": "right", "offset": 26},
                 "transition": {"duration": 0},
             }
         ],
