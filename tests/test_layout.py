@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {
     "probpose.files": 0,
+    "probpose.plugins": 0,
     "probpose.processes": 0,
     "probpose.shards": 1,
     "probpose.skeletons": 1,

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from .options import camera_of, check_sampler, check_size, fingerprint, load_model, own_device
+from .options import camera_of, check_call, check_size, fingerprint, load_model, own_device
 
 
 class Shards(str, Enum):
@@ -112,17 +112,13 @@ def _check_options(pipe: Any, reading: dict, focal: float | None, settings: dict
     from probpose.data import list_formats
     from probpose.data.keypoints.joint_sets import joint_count
     from probpose.data.keypoints.tracks import check_fps
-    from probpose.geometry import Camera
 
     check_fps(reading["fps"])
     if reading["skeleton"] is not None:
         joint_count(reading["skeleton"])
     if reading["format"] not in (None, *list_formats()):
         raise ValueError(f"--format must be one of {', '.join(list_formats())}, got {reading['format']!r}")
-    if focal is not None:
-        Camera((focal, focal), (0.0, 0.0))
-    check_sampler(pipe, settings)
-    pipe.choose_aggregator(settings.get("aggregation", "default"))
+    check_call(pipe, settings, focal)
 
 
 def _columns(pipe: Any, skeleton: Any, settings: dict, stored: Stored) -> dict[str, Any]:

@@ -141,6 +141,21 @@ def check_sampler(pipe: Any, settings: dict[str, Any]) -> None:
     pipe.scheduler.set_timesteps(pipe.settings(**settings).num_inference_steps)
 
 
+def check_call(pipe: Any, settings: dict[str, Any], focal: float | None) -> None:
+    """Refuse before any work what the pipeline's call would refuse later: `check_sampler`, and the other options of sampling.
+
+    Raises:
+        ValueError: says which option, and what is allowed.
+    """
+    from probpose.geometry import Camera
+
+    if focal is not None:
+        Camera((focal, focal), (0.0, 0.0))
+    check_sampler(pipe, settings)
+    pipe.choose_aggregator(settings.get("aggregation", "default"))
+    pipe.check_calibrated(settings.get("calibrated"))
+
+
 def _takes(pipe: Any, **settings: Any) -> bool:
     try:
         pipe.settings(**settings)

@@ -29,7 +29,7 @@ from .options import (
     Steps,
     app,
     camera_of,
-    check_sampler,
+    check_call,
     check_size,
     epilog,
     load_model,
@@ -137,14 +137,14 @@ def sample(
     if is_video(recording):
         if foreign := [f"--{key.replace('_', '-')}" for key in ("format", "image_size") if reading[key]] + ["--video"] * bool(video):
             raise ValueError(f"{', '.join(foreign)}: for keypoint files; {recording} is a video")
-        pipe, video = _load(model, device, settings), recording  # a wrong option is told before the long work, not after it
+        pipe, video = _load(model, device, settings, focal), recording  # a wrong option is told before the long work, not after it
         tracks = _find_people(recording, outputs, fps, skeleton, max_gap, device, finding)
     else:
         if given := [option for option, value in finding.items() if value]:
             raise ValueError(f"{', '.join(given)}: for videos; {recording} is none")
         tracks = _read_people(recording, reading)
         outputs.check(tracks, max_gap)
-        pipe = _load(model, device, settings)
+        pipe = _load(model, device, settings, focal)
     _sample_people(tracks, outputs, pipe, {"model": model, **settings}, call, seed, max_gap, video)
 
 
@@ -195,9 +195,9 @@ class _Outputs:
             self.refuse(self.overlaid)
 
 
-def _load(model: str, device: str, settings: dict) -> Any:
+def _load(model: str, device: str, settings: dict, focal: float | None) -> Any:
     pipe = load_model(model, device)
-    check_sampler(pipe, settings)
+    check_call(pipe, settings, focal)
     return pipe
 
 

@@ -2,7 +2,7 @@
 
 An Acclaim bone has a rest direction in the world and axes `C` of its own, about which its motion `M` turns it: relative
 to its parent it is rotated by ``C M C^-1``. A bone begins where its parent ends, and as a joint of the
-:class:`~probpose.data.bvh.Recording` its name stands for that beginning: ``lfemur`` is the hip, ``ltibia`` the knee.
+`Recording` its name stands for that beginning: ``lfemur`` is the hip, ``ltibia`` the knee.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def read_amc(path: str | os.PathLike, skeleton_file: str | os.PathLike | None = 
 
     Args:
         path: the ``.amc`` file.
-        skeleton_file: its ``.asf`` file; by default the one beside it, see :func:`find_skeleton`.
+        skeleton_file: its ``.asf`` file; by default the one beside it, see `find_skeleton`.
         fps: an ``.amc`` file does not tell its frame rate; CMU recorded at 120.
 
     Raises:

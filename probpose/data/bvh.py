@@ -1,7 +1,7 @@
 """Biovision Hierarchy (``.bvh``) files: a tree of joints and one line of channel values per frame.
 
-:class:`Recording` is what any skeleton animation comes down to once its file is parsed: a tree of joints, each with its
-motion relative to its parent. :func:`read_bvh` fills one from a BVH file; the Acclaim reader fills the same one.
+`Recording` is what any skeleton animation comes down to once its file is parsed: a tree of joints, each with its
+motion relative to its parent. `read_bvh` fills one from a BVH file; the Acclaim reader fills the same one.
 """
 
 from __future__ import annotations

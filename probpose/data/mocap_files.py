@@ -1,4 +1,4 @@
-"""Motion-capture files as the 17 joints of Human3.6M: read one with :func:`read_motion`, keep many in one archive.
+"""Motion-capture files as the 17 joints of Human3.6M: read one with `read_motion`, keep many in one archive.
 
 The joints follow the project's training archives, so that a model may be trained on both together:
 
@@ -42,7 +42,7 @@ UNITS = {"m": 1.0, "cm": 0.01, "mm": 0.001, "inch": 0.0254, "cmu": 0.0254 / 0.45
 _CENTRE_NAMES = {
     "hip": ("hips", "pelvis", "hip", "root"),
     "spine": ("upperback",),
-    "nose": ("head",),
+    "nose": ("head", "necknose"),  # the latter in our own export
     "head": ("headtopend", "headtop", "headend", "headnub"),
 }
 _SIDE_NAMES = {
@@ -174,7 +174,7 @@ def clips_to_npz(
     is complete.
 
     Args:
-        clips: clips of one frame rate (see :meth:`MotionClip.resample`) with different names.
+        clips: clips of one frame rate (see `MotionClip.resample`) with different names.
         path: the archive to write, ending in `.npz`.
         split: "train" or "test" for all clips, or for each clip by its name.
         overwrite: replace an existing archive.

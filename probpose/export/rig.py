@@ -37,7 +37,7 @@ _STIFF = 0.2  # of the largest singular value: what keeps a joint of several bon
 def fit_rig(positions: np.ndarray, skeleton: Skeleton, fps: float) -> Recording:
     """Joint rotations that carry the rest pose to a motion.
 
-    The rest pose is a T-pose with the bone lengths of :func:`bone_lengths`. Joints with several bones take the least-squares rotation of
+    The rest pose is a T-pose with the bone lengths of `bone_lengths`. Joints with several bones take the least-squares rotation of
     their bones (Kabsch, "A solution for the best rotation to relate two sets of vectors", Acta Cryst. A32, 1976). A single bone takes the
     shortest arc from its rest direction, with no twist of its own relative to its parent; near the one direction where that is undefined
     (opposite to rest) its twist is carried on from frame to frame instead, and dies down afterwards. So nothing flips.
@@ -49,7 +49,7 @@ def fit_rig(positions: np.ndarray, skeleton: Skeleton, fps: float) -> Recording:
 
     Returns:
         A `Recording` with a node for every joint, named like it, and one more for every bone of a joint that has several; depth first.
-        Its `joint_positions()` are those of :func:`project_bone_lengths`.
+        Its `joint_positions()` are those of `project_bone_lengths`.
     """
     frames, rest = len(positions), rest_directions(skeleton)
     offsets = bone_lengths(positions, skeleton)[:, None] * rest
@@ -164,7 +164,7 @@ def _arc(start: np.ndarray, end: np.ndarray) -> Rotation:
 
 
 def _swing(rest: np.ndarray, directions: np.ndarray, fps: float) -> Rotation:
-    """Rotations that take `rest (3,)` to each of the `directions (frames, 3)`; see :func:`fit_rig`."""
+    """Rotations that take `rest (3,)` to each of the `directions (frames, 3)`; see `fit_rig`."""
     swing = _arc(rest, directions)
     if len(directions) == 1:
         return swing

@@ -34,6 +34,7 @@ from tqdm.auto import tqdm
 from probpose.data.augmentation import BodyVariation, CameraVariation, DetectorNoise
 from probpose.data.dataset import TrainingWindows
 from probpose.data.mocap import MocapClips
+from probpose.plugins import is_own, load_own
 
 from .config import ComponentConfig, DataConfig, Recipe
 
@@ -41,16 +42,24 @@ _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 def build_component(module: ModuleType, config: ComponentConfig, section: str, takes: str | None = None) -> Any:
-    """Instantiate a public class of `probpose.models` or `probpose.schedulers` by name; with `takes`, one called with that argument.
+    """Instantiate a class of `probpose.models` or `probpose.schedulers` by its name, or one of the user's own by "my_module:MyClass"; with
+    `takes`, one called with that argument.
 
     Raises:
         ValueError: an unknown name or argument (the message lists the known ones), or an argument that the class refuses.
     """
-    public = {name: getattr(module, name) for name in module.__all__}
-    known = sorted(name for name, kind in public.items() if issubclass(kind, ConfigMixin) and _is_called_with(kind, takes))
-    if config.name not in known:
-        raise ValueError(f"{section}.name: {module.__name__} has no {config.name!r}; known: {', '.join(known)}")
-    kind = public[config.name]
+    if is_own(config.name):
+        kind = load_own(config.name, f"{section}.name")
+        if not (isinstance(kind, type) and issubclass(kind, ConfigMixin) and _is_called_with(kind, takes)):
+            called = f", called with {takes}" if takes else ""
+            raise ValueError(f"{section}.name: {config.name} must be a class with diffusers' ConfigMixin{called}, but is {kind!r}")
+    else:
+        public = {name: getattr(module, name) for name in module.__all__}
+        known = sorted(name for name, kind in public.items() if issubclass(kind, ConfigMixin) and _is_called_with(kind, takes))
+        if config.name not in known:
+            own = "one of your own is my_module:MyClass"
+            raise ValueError(f"{section}.name: {module.__name__} has no {config.name!r}; {own}; known: {', '.join(known)}")
+        kind = public[config.name]
     allowed = [name for name in inspect.signature(kind.__init__).parameters if name != "self"]
     if unknown := [name for name in config.config if name not in allowed]:
         raise ValueError(f"{section}.config: {config.name} has no {', '.join(unknown)}; allowed are {', '.join(allowed)}")

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import re
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
+
+from probpose.plugins import is_own, load_own
 
 MARGIN = 0.1
 """Of the longer side of the box around the joints, added on every side: heads, hands and feet reach beyond the joints."""
@@ -177,23 +175,11 @@ def load_detector(name: str, **options: Any) -> Detector:
         from .vitpose import ViTPoseDetector
 
         return ViTPoseDetector(**options)
-    if not re.fullmatch(r"\w+(\.\w+)*:\w+", name):
+    if not is_own(name):
         raise ValueError(f"a detector must be 'vitpose' or 'module:attribute', for example 'my_detector:detect', got {name!r}")
     if options:
         raise ValueError(f"{', '.join(options)}: for 'vitpose', not for a detector of your own such as {name!r}")
-    module, attribute = name.split(":")
-    folder = os.getcwd()  # which `python -m` has on its path, and an installed command has not
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    try:
-        home = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise
-        raise ValueError(f"detector {name!r}: there is no module {error.name!r}, neither in {folder} nor installed") from None
-    if not hasattr(home, attribute):
-        raise ValueError(f"detector {name!r}: the module {module!r} in {getattr(home, '__file__', None)} has no {attribute!r}")
-    found = getattr(home, attribute)
+    found = load_own(name, "detector")
     detector = found() if isinstance(found, type) else found
     check_detector(detector)
     return detector

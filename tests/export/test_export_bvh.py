@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from probpose.data import read_motion
 from probpose.data.bvh import read_bvh
 from probpose.export import Motion, export, fit_rig, project_bone_lengths
 from probpose.export.bvh import _euler_angles
@@ -46,6 +47,19 @@ def test_joints_recomputed_from_the_file(filmed, tmp_path, clip, noise):
     assert recording.fps == motion.fps and recording.joint_positions().shape[0] == motion.num_frames
     if noise == 0:  # real bones keep their lengths, so that little is lost by the projection
         assert np.linalg.norm(joints - sampled, axis=-1).mean() < 0.003
+
+
+def test_an_exported_motion_can_be_trained_on(filmed, tmp_path):
+    motion = filmed(0.0)
+    export(motion, tmp_path / "motion.bvh")
+    again = read_motion(tmp_path / "motion.bvh")
+    world = with_constant_bones(motion.in_world(motion.pose), motion.skeleton)  # y up there, z up here
+    expected = np.stack([world[..., 0], -world[..., 2], world[..., 1]], axis=-1)
+    assert again.fps == motion.fps
+    # The reader's trunk is of its own making: spine, neck and head are put where Human3.6M has them on a body of these bones.
+    limbs = [i for i, name in enumerate(motion.skeleton.joint_names) if any(part in name for part in ("knee", "ankle", "elbow", "wrist"))]
+    moved = again.positions[:, limbs] - again.positions[:, :1]
+    assert len(limbs) == 8 and np.linalg.norm(moved - (expected[:, limbs] - expected[:, :1]), axis=-1).max() < 0.05
 
 
 @pytest.mark.parametrize("name", TREES)

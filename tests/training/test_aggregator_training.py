@@ -326,7 +326,7 @@ def test_load_recipe_picks_the_kind(recipe, tmp_path):
         ({"optim.uncertainty_weight": 0}, r"optim\.uncertainty_weight: "),
         ({"optim.fewest_hypotheses": 0}, r"optim\.fewest_hypotheses: "),
         ({"denoiser": {"name": "MixSTEModel"}}, "denoiser: unknown field"),
-        ({"aggregator.name": "Attention"}, r"aggregator\.name: .*no 'Attention'; known: AttentionAggregator$"),
+        ({"aggregator.name": "Attention"}, r"aggregator\.name: .*no 'Attention'; .*known: AttentionAggregator$"),
         ({"aggregator.name": "FrameTransformerModel"}, r"aggregator\.name: .*known: AttentionAggregator$"),
         ({"aggregator.config": {"widht": 3}}, r"aggregator\.config: AttentionAggregator has no widht; allowed are num_joints, width"),
         (

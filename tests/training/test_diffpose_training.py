@@ -316,7 +316,7 @@ FITS_NOT = r"lifter, denoiser: the lifter's features are 32 per frame, but the d
         ({"denoiser.config.context_level": "limb"}, r"denoiser\.config: GraFormerDenoiser: context_level must be one of"),
         ({"denoiser.config.canonical_camera": [1.0, 1.0, 0.0, 0.0]}, "do not fit each other: canonical_camera is"),
         ({"denoiser.config.fps": 25}, r"denoiser\.config\.fps: 25, but the lifter is one of 30 frames per second"),
-        ({"denoiser": {"name": "MixSTEModel"}}, r"denoiser\.name: .*no 'MixSTEModel'; known: GraFormerDenoiser$"),
+        ({"denoiser": {"name": "MixSTEModel"}}, r"denoiser\.name: .*no 'MixSTEModel'; .*known: GraFormerDenoiser$"),
         ({"scheduler": {"name": "D3DPScheduler"}}, r"scheduler\.name: D3DPScheduler knows no mixtures; DiffPose needs GMMScheduler"),
         ({"scheduler.config.anchor": "middle"}, r"scheduler\.config: GMMScheduler: anchor must be one of"),
         ({"pipeline.arguments": {"default_start": "here"}}, r"pipeline\.arguments, .*start must be one of"),

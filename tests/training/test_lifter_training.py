@@ -164,7 +164,7 @@ def test_recipe_errors_name_the_field(recipe, changes, message):
     [
         (
             {"lifter": {"name": "GraFormerDenoiser"}},
-            r"lifter\.name: .*no 'GraFormerDenoiser'; known: FrameTransformerModel, GraFormerLifter, MixSTEModel$",
+            r"lifter\.name: .*no 'GraFormerDenoiser'; .*known: FrameTransformerModel, GraFormerLifter, MixSTEModel$",
         ),
         ({"lifter": but(FRAME, in_channels=5)}, r"lifter\.config\.in_channels: a lifter takes 2D positions alone, 2, got 5"),
         ({"lifter": but(MIXSTE, use_timestep=True)}, r"lifter\.config: MixSTEModel: .*use_timestep must be False"),
