@@ -66,7 +66,7 @@ def write_overlay(
     try:
         import cv2  # noqa: F401
     except ImportError as error:
-        raise ImportError("write_overlay needs OpenCV: pip install probpose[video]") from error
+        raise ImportError(f"write_overlay needs OpenCV: pip install probpose[video] ({error})") from error
     from tqdm.auto import tqdm
 
     from probpose.video import write_video

@@ -303,10 +303,10 @@ def mixste(**config):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"denoiser.name": "Frame"}, r"denoiser\.name: .*no 'Frame'; known: FrameTransformerModel, GraFormerDenoiser, MixSTEModel, Mot"),
+        ({"denoiser.name": "Frame"}, r"denoiser\.name: .*no 'Frame'; .*known: FrameTransformerModel, GraFormerDenoiser, MixSTEModel, Mot"),
         ({"denoiser.name": "ModelMixin"}, r"denoiser\.name: "),
         ({"denoiser": {"name": "MotionPriorModel"}}, r"denoiser\.name: MotionPriorModel sees no keypoints: .* `prior`"),
-        ({"scheduler": {"name": "DDIM"}}, r"scheduler\.name: .*no 'DDIM'; known: D3DPScheduler"),
+        ({"scheduler": {"name": "DDIM"}}, r"scheduler\.name: .*no 'DDIM'; .*known: D3DPScheduler"),
         ({"denoiser.config.widht": 64}, r"denoiser\.config: FrameTransformerModel has no widht; allowed are num_frames, .*width"),
         ({"denoiser.config.width": "wide"}, r"denoiser\.config: FrameTransformerModel: "),
         ({"data.num_frames": 17}, r"data\.num_frames: 17 frames are more than this FrameTransformerModel's window of 16"),
