@@ -337,8 +337,8 @@ def to_tracks(
     identity = _identities([ids[i] for i in keep], frame, score, notes)
     unknown = identity < 0
     if unknown.any():
-        max_gap = max(1, round(0.5 * fps)) if fps else 15
-        identity[unknown] = link(frame[unknown], xy[unknown], max_gap) + identity.max() + 1
+        max_gap = max(15, round(0.5 * fps)) if fps else 15
+        identity[unknown] = link(frame[unknown], xy[unknown], max_gap, fps or 30.0) + identity.max() + 1
         if len(frame) > len(np.unique(frame)):
             notes.append("people without track ids were linked from frame to frame by their positions")
     source = {**source, "notes": notes}

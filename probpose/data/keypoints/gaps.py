@@ -39,18 +39,18 @@ def split_at_gaps(track: KeypointTrack, max_gap: float = 1.0) -> list[KeypointTr
     starts, stops = seen[np.append(0, ends + 1)], seen[np.append(ends, len(seen) - 1)] + 1
     if len(starts) == 1 and (starts[0], stops[0]) == (0, len(track)):
         return [track]
-    source = dict(track.source)
+    notes = list(track.source.get("notes", []))
     if len(starts) > 1:
         gaps = np.ones(len(track), dtype=bool)
         for start, stop in zip(starts, stops):
             gaps[start:stop] = False
         gaps[: starts[0]] = gaps[stops[-1] :] = False
-        note = f"person {track.track_id} was out of sight in frames {describe_frames(gaps, int(track.frame[0]))}: {len(starts)} clips"
-        source["notes"] = [*source.get("notes", []), note]
+        when = describe_frames(gaps, int(track.frame[0]))
+        notes.append(f"person {track.track_id} was out of sight in frames {when}: {len(starts)} clips")
     return [
         replace(
             track, keypoints_2d=track.keypoints_2d[part], confidence=track.confidence[part], frame=track.frame[part],
-            confidence_raw=track.confidence_raw[part], source=dict(source),
+            confidence_raw=track.confidence_raw[part], source={**track.source, "notes": list(notes)},
         )
         for part in (slice(start, stop) for start, stop in zip(starts, stops))
     ]  # fmt: skip

@@ -1,8 +1,9 @@
 """Who is who: linking detections of successive frames into people.
 
-Most links are beyond doubt: two detections in neighbouring frames, each the only one within the other's reach. They are
-found for a whole file at once. What is left (people close to each other, short disappearances) is solved frame by frame
-as an assignment problem in which every person is expected to keep moving as before.
+Every person is expected to keep moving as before, in the pose of the last moments. In each frame the people seen so far and
+the detections are assigned to each other so that all joints together are closest to where they are expected.
+
+How well that works when people cross, and how well trackers of boxes do, says `probpose.video.tracking`.
 """
 
 from __future__ import annotations
@@ -10,32 +11,35 @@ from __future__ import annotations
 import numpy as np
 
 REACH = 0.5
-"""Largest mean joint distance of two detections of one person, in units of the person's size in the image."""
+"""Largest mean joint distance of two successive detections of a person of unknown motion, in units of the person's size in the image."""
 
-LOOK_BACK = 4
-"""Number of frames over which a velocity is measured."""
+NEAR = 0.25
+"""The same from where the person is expected, once the motion is known."""
 
-LOOK_AHEAD = 8
-"""Number of frames for which a velocity is trusted; after that the person is expected to stay there."""
+DRIFT = 0.5
+"""By how much this grows with every second without a detection."""
+
+LOOK_BACK = 0.2
+"""Seconds, but at least three frames, over which a motion is measured."""
+
+LOOK_AHEAD = 1.0
+"""Seconds for which a motion is trusted; after that the person is expected to stay there."""
 
 
-def link(frame: np.ndarray, keypoints: np.ndarray, max_gap: int = 15) -> np.ndarray:
+def link(frame: np.ndarray, keypoints: np.ndarray, max_gap: int = 15, fps: float = 30) -> np.ndarray:
     """Give every detection the number of a person; nothing is dropped.
 
     Args:
         frame: `(detections,)` int frame numbers in any order.
         keypoints: `(detections, joints, 2)` pixels, NaN where unobserved, at least one joint observed in each.
         max_gap: number of frames in which a person may be unseen before a new number is given.
+        fps: frames per second, to measure motions by.
 
     Returns:
         `(detections,)` int64 person numbers 0, 1, …, in order of first appearance.
     """
     order = np.argsort(frame, kind="stable")
-    frame, keypoints = frame[order], keypoints[order]
-    size = _person_size(keypoints)
-    previous, following = _certain_links(frame, keypoints, size)
-    _assign_ends(frame, keypoints, size, previous, following, max_gap)
-
+    previous = _predecessors(frame[order], keypoints[order], max_gap, fps)
     person = np.empty(len(frame), dtype=np.int64)
     count = 0
     for index, before in enumerate(previous.tolist()):
@@ -44,6 +48,53 @@ def link(frame: np.ndarray, keypoints: np.ndarray, max_gap: int = 15) -> np.ndar
     result = np.empty_like(person)
     result[order] = person
     return result
+
+
+def _predecessors(frame: np.ndarray, keypoints: np.ndarray, max_gap: int, fps: float) -> np.ndarray:
+    """For each detection, in order of frames, the one before it of the same person, or -1."""
+    from scipy.optimize import linear_sum_assignment
+
+    size = _person_size(keypoints)
+    previous = np.full(len(frame), -1)
+    pose, velocity, known = keypoints.copy(), np.zeros((len(frame), 2)), np.zeros(len(frame), dtype=bool)
+    last = np.empty(0, dtype=np.int64)  # detection of everybody who may be seen again
+    for now in np.split(np.arange(len(frame)), np.flatnonzero(np.diff(frame)) + 1):
+        last = last[frame[now[:1]] - frame[last] <= max_gap + 1]
+        gap = (frame[now[:1]] - frame[last]) / fps
+        expected = pose[last] + (velocity[last] * np.minimum(gap, LOOK_AHEAD)[:, None])[:, None]
+        distance = _distance(expected[:, None], keypoints[now], np.maximum(size[last][:, None], size[now]))
+        possible = distance <= np.maximum(np.where(known[last], NEAR, REACH), NEAR + DRIFT * gap)[:, None]
+        # The price of a pair that cannot be is low, so that no far-fetched one is made only to give everybody a partner.
+        rows, columns = linear_sum_assignment(np.where(possible, distance, REACH))
+        rows, columns = rows[possible[rows, columns]], columns[possible[rows, columns]]
+        # Somebody of whom a frame shows nothing right is still there, if nobody else is near.
+        near = (distance <= REACH) & (gap * fps < 2.5)[:, None]
+        lone = near & (near.sum(0) == 1) & (near.sum(1) == 1)[:, None]
+        lone[rows], lone[:, columns] = False, False
+        rows, columns = np.append(rows, np.nonzero(lone)[0]), np.append(columns, np.nonzero(lone)[1])
+        for index, before in zip(now[columns].tolist(), last[rows].tolist()):
+            previous[index] = before
+            if (motion := _motion(index, frame, keypoints, previous, fps)) is not None:
+                pose[index], velocity[index], known[index] = *motion, True
+        last = np.concatenate([np.delete(last, rows), now])
+    return previous
+
+
+def _motion(index, frame, keypoints, previous, fps) -> tuple[np.ndarray, np.ndarray] | None:
+    """Pose and velocity (pixels per second) of the person at detection `index`; None where too little is seen to tell."""
+    recent = [index]
+    while (before := previous[recent[-1]]) >= 0 and frame[index] - frame[before] <= max(LOOK_BACK * fps, 3):
+        recent.append(before)
+    moved = keypoints[index] - keypoints[recent[-1]]
+    moved = moved[~np.isnan(moved[:, 0])]
+    if len(recent) == 1 or len(moved) == 0:
+        return None
+    velocity = np.median(moved, axis=0) * fps / (frame[index] - frame[recent[-1]])
+    # Of the last three, moved to here, the median: in a crowd a detector lends a person the joints of another for a frame.
+    seconds = (frame[index] - frame[recent[:3]]) / fps
+    poses = np.sort(keypoints[recent[:3]] + (seconds[:, None] * velocity)[:, None], axis=0)  # NaN last
+    seen, joint = (~np.isnan(poses[..., 0])).sum(0), np.arange(poses.shape[1])
+    return (poses[(seen - 1) // 2, joint] + poses[seen // 2, joint]) / 2, velocity
 
 
 def _person_size(keypoints: np.ndarray) -> np.ndarray:
@@ -69,64 +120,3 @@ def _distance(a: np.ndarray, b: np.ndarray, size: np.ndarray) -> np.ndarray:
         shift = np.nanmean(a[apart], axis=-2) - np.nanmean(b[apart], axis=-2)
         distance[apart] = np.hypot(shift[..., 0], shift[..., 1]) / size[apart]
     return distance
-
-
-def _certain_links(frame: np.ndarray, keypoints: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Predecessor and successor of each detection (-1 for none) where neighbouring frames leave no choice."""
-    count = len(frame)
-    left, right = np.searchsorted(frame, frame + 1, "left"), np.searchsorted(frame, frame + 1, "right")
-    partners = right - left
-    first = np.repeat(np.arange(count), partners)
-    second = np.arange(len(first)) - np.repeat(np.cumsum(partners) - partners, partners) + np.repeat(left, partners)
-    near = np.zeros(len(first), dtype=bool)
-    for start in range(0, len(first), 1 << 15):  # crowds make many pairs: keep the working memory small
-        i, j = first[start : start + (1 << 15)], second[start : start + (1 << 15)]
-        near[start : start + (1 << 15)] = _distance(keypoints[i], keypoints[j], np.maximum(size[i], size[j])) <= REACH
-    first, second = first[near], second[near]
-    alone = (np.bincount(first, minlength=count)[first] == 1) & (np.bincount(second, minlength=count)[second] == 1)
-    previous, following = np.full(count, -1), np.full(count, -1)
-    previous[second[alone]] = first[alone]
-    following[first[alone]] = second[alone]
-    return previous, following
-
-
-def _assign_ends(frame, keypoints, size, previous, following, max_gap) -> None:
-    """Join the chains of certain links, frame by frame; changes `previous` and `following` in place."""
-    from scipy.optimize import linear_sum_assignment
-
-    tail = np.arange(len(frame))
-    for index in range(len(frame) - 1, -1, -1):
-        if following[index] >= 0:
-            tail[index] = tail[following[index]]
-    heads = np.flatnonzero(previous < 0)
-    waiting: list[int] = []
-    for group in np.split(heads, np.flatnonzero(np.diff(frame[heads])) + 1):
-        now = frame[group[0]]
-        waiting = [end for end in waiting if now - frame[end] <= max_gap + 1]
-        ends = np.array([end for end in waiting if frame[end] < now], dtype=np.int64)
-        if len(ends):
-            expected = np.stack([_expected(end, now, frame, keypoints, previous) for end in ends])
-            scale = np.maximum(size[ends][:, None], size[group])
-            cost = np.minimum(_distance(expected[:, None], keypoints[group], scale), 2.0)
-            # Beyond reach all pairs are equally bad, so that they never outweigh a good one.
-            rows, columns = linear_sum_assignment(np.where(cost <= REACH, cost, 1e3))
-            for row, column in zip(rows, columns):
-                if cost[row, column] <= REACH:
-                    previous[group[column]], following[ends[row]] = ends[row], group[column]
-                    waiting.remove(ends[row])
-        waiting += tail[group].tolist()
-
-
-def _expected(end, now, frame, keypoints, previous) -> np.ndarray:
-    """Joints of the person last seen as detection `end`, moved on at the mean velocity of its last detections."""
-    start = end
-    for _ in range(LOOK_BACK):
-        if previous[start] < 0 or frame[end] - frame[previous[start]] > LOOK_BACK:
-            break
-        start = previous[start]
-    moved = keypoints[end] - keypoints[start]
-    moved = moved[~np.isnan(moved).any(-1)]
-    if start == end or len(moved) == 0:
-        return keypoints[end]
-    velocity = moved.mean(0) / (frame[end] - frame[start])
-    return keypoints[end] + velocity * min(now - frame[end], LOOK_AHEAD)
