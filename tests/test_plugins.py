@@ -9,7 +9,7 @@ from probpose.plugins import load_own
 from probpose.training.config import ComponentConfig
 from probpose.training.loop import build_component
 
-MODULE = '''
+MODULE = """
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
@@ -25,7 +25,7 @@ class Mine(ModelMixin, ConfigMixin):
 
     def forward(self, keypoints_2d, noisy_pose=None, timestep=None):
         return noisy_pose
-'''
+"""
 
 
 @pytest.fixture
