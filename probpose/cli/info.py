@@ -1,4 +1,4 @@
-"""`probpose info`: what a model, a keypoint file or this installation is."""
+"""`probpose info`: what a model, a keypoint file, a video or this installation is."""
 
 from __future__ import annotations
 
@@ -9,14 +9,32 @@ import typer
 
 from .options import app, epilog, load_model, print_rows, resolve_model
 
+_EXTRAS = {
+    "video": ("av", "cv2", "trackers", "transformers"),
+    "demo": ("gradio",),
+    "rerun": ("rerun",),
+    "train": ("accelerate", "pydantic", "yaml"),
+    "datasets": ("h5py",),
+    "parquet": ("pyarrow",),
+    "mixture": ("sklearn",),
+    "adapt": ("peft",),
+    "xformers": ("xformers",),
+}
 
-@app.command(epilog=epilog("probpose info", "probpose info d3dp-mocap17", "probpose info keypoints.json"))
+
+@app.command(epilog=epilog("probpose info", "probpose info d3dp-mocap17", "probpose info keypoints.json", "probpose info clip.mp4"))
 def info(
-    subject: Annotated[str | None, typer.Argument(help="A model, or a keypoint file or folder. Default: the installation.")] = None,
+    subject: Annotated[
+        str | None, typer.Argument(help="A model, a video, or a keypoint file or folder. Default: the installation.")
+    ] = None,
 ) -> None:
-    """Describe a model, a keypoint file or this installation."""
+    """Describe a model, a keypoint file, a video or this installation."""
+    from probpose.video import is_video
+
     if subject is None:
         _describe_installation()
+    elif is_video(subject):
+        _describe_video(Path(subject))
     elif (Path(resolve_model(subject)) / "model_index.json").is_file() or not Path(subject).exists():
         _describe_model(subject)
     else:
@@ -26,6 +44,7 @@ def info(
 def _describe_installation() -> None:
     import platform
     from importlib import metadata
+    from importlib.util import find_spec
 
     import torch
 
@@ -40,6 +59,7 @@ def _describe_installation() -> None:
         "python": platform.python_version(),
         **{package: metadata.version(package) for package in ("torch", "diffusers")},
         "accelerator": accelerator,
+        "extras": ", ".join(name for name, parts in _EXTRAS.items() if all(map(find_spec, parts))) or "none",
         "bundled models": ", ".join(list_bundled_models()) or "none",
         "skeletons": ", ".join(list_skeletons()),
     }
@@ -75,6 +95,17 @@ def _describe_part(part: Any) -> str:
         config = part.config
         return f"{type(part).__name__}, mode {config.mode}; radius for {config.coverage:.0%}, aggregation {config.aggregation!r}"
     return f"{type(part).__name__}, {sum(p.numel() for p in part.parameters()):,} parameters"
+
+
+def _describe_video(path: Path) -> None:
+    from probpose.video import Video
+
+    video = Video.open(path)
+    width, height = video.size
+    seconds = video.num_frames / video.fps
+    print_rows({"video": f"{width}x{height}, {video.num_frames} frames at {video.fps:.6g} per second ({seconds:.1f} s)"})
+    for note in video.notes:
+        typer.echo(f"  note: {note}")
 
 
 def _describe_keypoints(path: Path) -> None:

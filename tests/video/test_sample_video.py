@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from clips import turn
 from filmed import SIZE, Seer, film
 
 from probpose import read_keypoints
@@ -143,3 +144,14 @@ def test_bad_input_is_one_line_and_writes_nothing(run_command, tiny_model, clip,
     lines = [line for line in err.splitlines() if line.startswith("probpose:")]
     assert code == 2 and len(lines) == 1 and message in lines[0], err
     assert not (tmp_path / "out").exists()
+
+
+def test_info(run_command, clip, tmp_path):
+    code, out, err = run_command("info", clip)
+    assert code == 0 and "320x240, 60 frames at 30 per second (2.0 s)" in out, err
+    turn(clip, 90)
+    assert "240x320" in (out := run_command("info", clip)[1]) and "turned by 90 degrees" in out
+    assert "video" in next(line for line in run_command("info")[1].splitlines() if line.startswith("extras"))
+    (tmp_path / "empty.mp4").touch()
+    code, _, err = run_command("info", tmp_path / "empty.mp4")
+    assert code == 2 and "empty.mp4 is empty" in err
