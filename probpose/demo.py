@@ -526,19 +526,13 @@ def _told(handler: Callable) -> Callable:
 
 @cache
 def _load_pipeline(name: str, device: str) -> Any:
-    import torch
     from diffusers.utils.logging import disable_progress_bar
 
     from . import ProbPosePipeline
+    from .devices import choose_device
 
     disable_progress_bar()  # loading takes no time worth a bar
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
-    return ProbPosePipeline.from_pretrained(name).to(device)
+    return ProbPosePipeline.from_pretrained(name).to(choose_device(device))
 
 
 def _load_detector(name: str, device: str) -> Any:

@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {
+    "probpose.devices": 0,
     "probpose.files": 0,
     "probpose.plugins": 0,
     "probpose.processes": 0,

@@ -88,20 +88,13 @@ def resolve_model(model: str) -> str:
 
 def load_model(model: str, device: str, kind: Any = None) -> Any:
     """The pipeline in float32, of the class that it names, or of class `kind`."""
-    import torch
     from diffusers.utils.logging import disable_progress_bar
 
     from probpose import ProbPosePipeline
+    from probpose.devices import choose_device
 
     disable_progress_bar()  # loading takes no time worth a bar
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device_ = torch.device(device)
-        torch.empty(0, device=device_)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"--device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
-    return (kind or ProbPosePipeline).from_pretrained(model).to(device_)
+    return (kind or ProbPosePipeline).from_pretrained(model).to(choose_device(device))
 
 
 _OPTIONS = {

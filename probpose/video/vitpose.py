@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
+from probpose.devices import choose_device
 from probpose.hub.client import download
 
 from .detector import People
@@ -75,7 +76,7 @@ class ViTPoseDetector:
         if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise ValueError(f"dtype must be float32, float16 or bfloat16, got {dtype!r}")
         self.threshold, self.max_people = threshold, max_people
-        self.device = _device(device)
+        self.device = choose_device(device)
 
         person = _folder(person_model, "person_model", local_files_only)
         pose = _folder(pose_model, "pose_model", local_files_only)
@@ -149,17 +150,6 @@ class ViTPoseDetector:
         reach = np.stack([width, width / aspect], axis=1)[:, None] / 2
         inside = (np.abs(keypoints - (corner + size / 2)[:, None]) <= reach).all(-1)
         return keypoints, np.where(inside, peaks, 0)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
-    return device
 
 
 def _folder(model: str | Path, role: str, local_files_only: bool) -> Path:
