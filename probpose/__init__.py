@@ -31,6 +31,8 @@ _HOME = {
     "convert_original": "probpose.hub",
     "get_skeleton": "probpose.skeletons",
     "read_keypoints": "probpose.data",
+    "read_video": "probpose.video",
+    "sample_person": "probpose.results",
 }
 
 __all__ = [*_HOME, "__version__"]
