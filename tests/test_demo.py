@@ -259,7 +259,10 @@ def test_refusals_are_said_on_the_page(served, tiny_model, tmp_path, upload, cha
     before = set(root.iterdir())
     with pytest.raises((AppError, ValueError)) as caught:
         ask(client, upload and tmp_path / upload, tiny_model, **changes)
-    assert message in str(caught.value) and "/tmp" not in str(caught.value)
+    said = str(caught.value)
+    assert message in said and not any(
+        str(place) in said for place in (tmp_path, root, "gradio")
+    )  # the server's folders are nobody's business
     assert set(root.iterdir()) == before
 
 
