@@ -255,7 +255,8 @@ def _find_people(
     outputs.check(tracks, max_gap)
     outputs.folder.mkdir(parents=True, exist_ok=True)
     write_keypoints(outputs.keypoints, tracks, outputs.overwrite)
-    typer.echo(f"{recording.name}: {len(tracks)} people in {video.num_frames} frames -> {outputs.keypoints}")
+    count = "1 person" if len(tracks) == 1 else f"{len(tracks)} people"
+    typer.echo(f"{recording.name}: {count} in {video.num_frames} frames -> {outputs.keypoints}")
     return tracks
 
 
