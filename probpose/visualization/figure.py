@@ -223,7 +223,7 @@ def _draw_input_row(
 ) -> None:
     """2D keypoints, y down, each person in the middle of its window."""
     for axes, single, trust, (low, high) in zip(row, points, confidence, windows):
-        if image_size is not None:
+        if image_size is not None and np.isfinite(single).any():  # without a person there is no place to show
             width, height = image_size
             axes.set_facecolor("#E6E6E6")
             axes.fill([0, width, width, 0], [0, 0, height, height], color="white", zorder=0)
