@@ -115,6 +115,7 @@ def test_recordings_of_all_kinds(run, model, recordings, tmp_path):
         np.testing.assert_array_equal(found[key], expected[key])
     np.testing.assert_array_equal(found["camera"], expected.camera.to_vector())
     np.testing.assert_array_equal(found["keypoints_2d"], track.keypoints_2d)
+    assert found["observed"].dtype == bool and found["observed"].all()
     assert (found["recording"], found["person"], found["fps"], found["input_skeleton"]) == ("pair.npz", 1, 20, "coco_17")
     assert found["frame"].tolist() == list(range(3, 11)) and found["image_size"].tolist() == [640, 480]
 
