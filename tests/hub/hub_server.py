@@ -365,8 +365,13 @@ class _Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = {"oid": value["oid"], "size": value["size"], "lfs": True}
             elif kind == "deletedFile" and files.pop(value["path"], None) is None:
                 raise _Answer(404, "A file with this name doesn't exist", X_Error_Code="EntryNotFound")
+        proposed = {}
+        if self.query.get("create_pr") == ["1"]:
+            number = 1 + sum(branch.startswith("refs/pr/") for branch in found.branches)
+            revision = f"refs/pr/{number}"
+            proposed = {"pullRequestUrl": f"{self.server.endpoint}/{repo}/discussions/{number}"}
         sha = found.commit(revision, files)
-        return {"success": True, "commitOid": sha, "commitUrl": f"{self.server.endpoint}/{repo}/commit/{sha}"}
+        return {"success": True, "commitOid": sha, "commitUrl": f"{self.server.endpoint}/{repo}/commit/{sha}", **proposed}
 
     def on_resolve(self, body: bytes, repo: str, revision: str, path: str) -> Any:
         found = self._readable(repo)

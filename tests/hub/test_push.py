@@ -58,6 +58,14 @@ def test_revisions(hub, push, model, contents):
     assert len(hub.asked("POST .*/commit/")) == 2
 
 
+def test_a_pull_request_leaves_the_branch_alone(hub, push, model, contents):
+    oid, first = push(model), contents(model)
+    proposed = push(change(model), create_pr=True)
+    assert held(hub) == first and hub.repos["me/tiny"].branches["main"] == oid
+    assert held(hub, branch="refs/pr/1") == contents(model) != first
+    assert hub.repos["me/tiny"].branches["refs/pr/1"] == proposed
+
+
 def test_what_the_new_model_does_not_have_is_gone(hub, push, model, contents):
     shutil.copy(model / WEIGHTS, model / "denoiser" / "diffusion_pytorch_model.fp16.safetensors")
     (model / "notes.txt").write_text("stays")
