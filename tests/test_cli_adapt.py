@@ -164,7 +164,7 @@ def test_an_interrupted_run_goes_on_and_is_saved_fused_and_alone(call, target, s
         (("--image-size", "640x480"), "image_size"),
         (("--fps", 25), "fps 25.0 as given; the file says 30.0"),
         (("--focal", -3), "focal"),
-        (("--device", "abacus"), "--device 'abacus'"),
+        (("--device", "abacus"), "device 'abacus' cannot be used here"),
     ],
 )
 def test_bad_options(call, out, options, message):
