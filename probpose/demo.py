@@ -335,6 +335,7 @@ def build_demo(model: str = "d3dp-mocap17", device: str = "auto", detector: Any 
     """
     gr = _gradio()
     from .aggregation import AGGREGATORS
+    from .geometry import parse_image_size
     from .hub import list_bundled_models
     from .skeletons import list_skeletons
     from .video import is_video
@@ -359,8 +360,9 @@ def build_demo(model: str = "d3dp-mocap17", device: str = "auto", detector: Any 
     def sample(upload, name, hypotheses, steps, aggregation, seed, size, fps, skeleton, focal, before, progress=progress):
         if upload is None:
             raise ValueError("Choose an example or drop a file first.")
-        upload, focal = Path(upload), _number(focal, "the focal length")
-        tracks = read_recording(upload, find_people, skeleton or None, _size(size), _number(fps, "the frame rate"), progress)
+        upload, focal, fps = Path(upload), _number(focal, "the focal length"), _number(fps, "the frame rate")
+        size = parse_image_size(size) if size else None
+        tracks = read_recording(upload, find_people, skeleton or None, size, fps, progress)
         folder = Path(tempfile.mkdtemp(dir=root.name))
         try:
             result = sample_people(
@@ -491,15 +493,6 @@ def _tints(colour: str) -> list[str]:
     lighter = [255 + share * (middle - 255) for share in (0.06, 0.12, 0.28, 0.5, 0.75, 1)]
     darker = [share * middle for share in (0.85, 0.7, 0.55, 0.42, 0.3)]
     return ["#" + "".join(f"{round(value):02x}" for value in shade) for shade in (*lighter, *darker)]
-
-
-def _size(text: str) -> tuple[int, int] | None:
-    from .geometry import check_image_size
-
-    try:
-        return check_image_size(text.lower().replace("×", "x").split("x")) if text else None
-    except ValueError:
-        raise ValueError(f"the image size must be width x height in pixels, e.g. 1920x1080, not {text!r}") from None
 
 
 def _number(text: str, what: str) -> float | None:

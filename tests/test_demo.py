@@ -241,7 +241,7 @@ def _path(value):
     [
         (None, {}, "Choose an example or drop a file first."),
         ("sizeless.npz", {}, "does not tell the image size"),
-        ("sizeless.npz", {"size": "640"}, "the image size must be width x height in pixels, e.g. 1920x1080, not '640'"),
+        ("sizeless.npz", {"size": "640"}, "the image size must be WIDTHxHEIGHT in pixels, e.g. 1920x1080, got '640'"),
         ("walk.npz", {"focal": "-5"}, "focal"),
         ("walk.npz", {"fps": "fast"}, "the frame rate must be a number, not 'fast'"),
         ("walk.npz", {"skeleton": "coco_wholebody"}, "coco_wholebody"),

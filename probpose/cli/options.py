@@ -158,14 +158,9 @@ def _takes(pipe: Any, **settings: Any) -> bool:
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
-    from probpose.geometry import check_image_size
+    from probpose.geometry import parse_image_size
 
-    if text is None:
-        return None
-    try:
-        return check_image_size(text.lower().replace("×", "x").split("x"))
-    except ValueError:
-        raise ValueError(f"the image size must be WIDTHxHEIGHT in pixels, e.g. 1920x1080, got {text!r}") from None
+    return None if text is None else parse_image_size(text)
 
 
 def pinhole(focal: float, size: tuple[int, int]) -> Any:

@@ -6,6 +6,7 @@ from .camera import (
     denormalise_screen,
     h36m_camera,
     normalise_screen,
+    parse_image_size,
     reexpress_keypoints,
 )
 from .procrustes import procrustes_align
@@ -25,6 +26,7 @@ __all__ = [
     "fit_lens",
     "h36m_camera",
     "normalise_screen",
+    "parse_image_size",
     "procrustes_align",
     "quaternion_to_matrix",
     "reexpress_keypoints",

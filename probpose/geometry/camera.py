@@ -253,6 +253,14 @@ def check_image_size(image_size: Any) -> tuple[int, int]:
     return width, height
 
 
+def parse_image_size(text: str) -> tuple[int, int]:
+    """(width, height) of what people write: "1920x1080", also with a capital X or a real ×. Raises ValueError for anything else."""
+    try:
+        return check_image_size(text.lower().replace("×", "x").split("x"))
+    except ValueError:
+        raise ValueError(f"the image size must be WIDTHxHEIGHT in pixels, e.g. 1920x1080, got {text!r}") from None
+
+
 def normalise_screen(keypoints: Tensor, image_size: tuple[int, int]) -> Tensor:
     """Pixels `(..., 2)` to screen units: u' = 2u/w - 1, v' = 2v/w - h/w (both by the width: the aspect stays)."""
     width, height = check_image_size(image_size)
