@@ -178,7 +178,7 @@ def write_files(person: SampledPerson, folder: Path) -> dict[str, Path]:
     from .export import FORMATS, Motion, export
     from .visualization import draw_person
 
-    motion = Motion.from_output(person, person.fps, person.skeleton, person.name, int(person.track.frame[0]))
+    motion = Motion.from_person(person)
     paths = {suffix: folder / f"{person.name}.{suffix}" for suffix in dict.fromkeys(("npz", *FORMATS, "png", "html"))}
     for suffix, path in paths.items():
         if suffix == "npz":

@@ -113,6 +113,7 @@ def sample(
     and at the end, the exit code is 1, and --resume tries it again.
     """
     from probpose.video import is_video
+    from probpose.visualization.common import open_video
 
     reading = {"format": format, "skeleton": skeleton, "image_size": parse_size(image_size), "fps": fps}
     settings = sampler_settings(num_hypotheses, steps, start, flip, share_first_step)
@@ -144,6 +145,7 @@ def sample(
             raise ValueError(f"{', '.join(given)}: for videos; {recording} is none")
         tracks = _read_people(recording, reading)
         outputs.check(tracks, max_gap)
+        video = open_video(video, tracks[0]) if video else None
         pipe = _load(model, device, settings, focal)
     _sample_people(tracks, outputs, pipe, {"model": model, **settings}, call, seed, max_gap, video)
 
@@ -261,7 +263,7 @@ def _find_people(
 
 
 def _sample_people(
-    tracks: list, outputs: _Outputs, pipe: Any, settings: dict, call: dict, seed: int, max_gap: float, video: Path | None
+    tracks: list, outputs: _Outputs, pipe: Any, settings: dict, call: dict, seed: int, max_gap: float, video: Any
 ) -> None:  # fmt: skip
     from tqdm.auto import tqdm
 
@@ -280,7 +282,7 @@ def _sample_people(
         person.settings = {"seed": seed, **settings}
         _write(person, outputs)
         if outputs.formats:
-            motion = Motion.from_output(person, person.fps, person.skeleton, name, int(track.frame[0]))
+            motion = Motion.from_person(person)
             for format in outputs.formats:
                 export(motion, outputs.folder / f"{name}.{format}", overwrite=outputs.overwrite)
         tqdm.write(_summary(person, [outputs.folder / f"{name}{suffix}" for suffix in outputs.suffixes]))

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from probpose.geometry import Camera
+from probpose.results import SampledPerson
 from probpose.skeletons import Skeleton, get_skeleton
 
 Z_UP_TO_Y_UP = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
@@ -96,6 +97,15 @@ class Motion:
         if batched:
             values = {key: None if value is None else value[index] for key, value in values.items()}
         return cls(fps=fps, skeleton=skeleton, camera=_one(output.camera, index or 0), name=name, first_frame=first_frame, **values)
+
+    @classmethod
+    def from_person(cls, person: SampledPerson) -> Motion:
+        """The motion of a stored or just sampled person, with its name and its place in the video.
+
+        Raises:
+            ValueError: a person without an aggregated pose.
+        """
+        return cls.from_output(person, person.fps, person.skeleton, person.name, int(person.track.frame[0]))
 
     @property
     def num_frames(self) -> int:

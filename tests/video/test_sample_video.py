@@ -134,6 +134,8 @@ def test_the_shipped_detector_through_the_command(run_command, tiny_model, tiny_
         (["empty.mp4", "--detector", "seer_module:detect"], "empty.mp4"),
         (["two_people.npz", "--detector", "seer_module:detect"], "--detector: for videos"),
         (["clip.mp4", "--batch"], "--batch needs a folder"),
+        (["two_people.npz", "--video", "nowhere.mp4"], "nowhere.mp4"),
+        (["two_people.npz", "--video", "clip.mp4"], "pictures of (320, 240) pixels, but the people were seen in ones of (1000, 1002)"),
         (["clip.mp4", "--person-model", "no/such/folder"], "no/such/folder"),
     ],
 )
